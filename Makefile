@@ -1,0 +1,57 @@
+# Everything starts from here; `make` alone lists the targets. The environment, .venv, makes itself.
+
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Each test process starts a Ray of its own, of two CPUs.
+TEST_PROCESSES ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test lint format type test-mnist test-slow bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# The stamp is written last: an installation that was interrupted starts again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11 or missing; name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+		{ echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (the first time this takes minutes)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: $(READY) ## Train on handwritten digits, forget three people, prove it, draw it
+	@$(BIN)/sisa-ray demo
+
+test: lint type ## Lint, types, and every test that takes seconds
+	$(PYTEST) --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+lint: $(READY) ## Lint, and check the formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY) ## Format, and mend what the linter can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+type: $(READY) ## Check the types
+	$(BIN)/mypy
+
+test-mnist: $(READY) ## The main job: MNIST, 20 shards x 10 slices, on a real S3 server (slow)
+	$(PYTEST) -m slow -k mnist
+
+test-slow: $(READY) ## Every slow test
+	$(PYTEST) -m slow
+
+bench: $(READY) ## Run the benchmarks
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit; done
+
+clean: ## Delete the environment, the caches and the demo's files
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info sisa-demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,213 @@
+"""The configuration of a run: frozen, self-validating, the same from YAML and from Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from sisa_ray.core.documents import load_yaml
+from sisa_ray.core.errors import ConfigError
+from sisa_ray.core.fields import (
+    Arguments,
+    ByteSize,
+    Columns,
+    GpuShare,
+    KeepCheckpoints,
+    KeepField,
+    OptionalText,
+    PositiveFraction,
+    PositiveNumber,
+    ScheduleField,
+    Text,
+    is_text,
+    one_of,
+    shown,
+    whole_number,
+)
+from sisa_ray.core.schedule import Schedule, stage_epochs
+from sisa_ray.core.section import Section, lines_of
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "fp16"]
+LoaderMode = Literal["auto", "resident", "streaming"]
+Aggregation = Literal["auto", "majority", "mean", "median", "size_weighted"]
+
+
+class DataConfig(Section):
+    """Which table to learn from and what its columns mean. ``columns`` are kept in order of their roles."""
+
+    train: Text
+    test: OptionalText = None
+    record_id: Text
+    subject_id: Text = ""
+    columns: Columns
+
+    @model_validator(mode="before")
+    @classmethod
+    def _subject_defaults_to_record(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("subject_id") not in (None, ""):
+            return data
+        given = {key: value for key, value in data.items() if key != "subject_id"}
+        # Where record_id itself is wrong, that is one fault and not two.
+        return {**given, "subject_id": given["record_id"]} if is_text(given.get("record_id")) else given
+
+
+class RecipeConfig(Section):
+    """The recipe class (``package.module.Class`` or ``path/to/file.py:Class``) and its arguments.
+
+    ``args`` are plain data with sorted keys, exactly as they come back from ``spec.json``.
+    """
+
+    class_path: Text = Field(alias="class")
+    args: Arguments = Field(default_factory=dict)
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    @field_validator("class_path")
+    @classmethod
+    def _names_a_class(cls, path: str) -> str:
+        file, colon, name = path.rpartition(":")
+        module, _, name = (file, "", name) if colon else path.rpartition(".")
+        is_file = bool(colon) and module.endswith(".py")
+        is_module = not colon and bool(module) and all(part.isidentifier() for part in module.split("."))
+        if not name.isidentifier() or not (is_file or is_module):
+            raise ValueError(f"must be package.module.Class or path/to/file.py:Class, not {shown(path)}")
+        return path
+
+
+class SisaSection(Section):
+    """How the training set is split and how long each stage trains."""
+
+    num_shards: Annotated[int, whole_number(1, 100_000)]
+    num_slices: Annotated[int, whole_number(1, 10_000)]
+    epochs: PositiveFraction
+    schedule: ScheduleField = "equal"
+    seed: Annotated[int, whole_number(0, 2**63 - 1)] = 0
+    order_buckets: Annotated[int, whole_number(1, 65_536)] = 1
+
+    @field_validator("schedule")
+    @classmethod
+    def _one_weight_a_stage(cls, schedule: Schedule, info: ValidationInfo) -> Schedule:
+        num_slices = info.data.get("num_slices")
+        if isinstance(schedule, tuple) and num_slices is not None and len(schedule) != num_slices:
+            raise ValueError(
+                f"must have one weight a stage: it has {len(schedule)}, but num_slices is {num_slices}; "
+                f"give {num_slices} weights, or set num_slices to {len(schedule)}"
+            )
+        return schedule
+
+    @property
+    def stage_epochs(self) -> list[Fraction]:
+        """Epochs of each stage over its slices 1..r; their cost adds up to ``epochs``."""
+        schedule: Schedule = self.schedule
+        return stage_epochs(schedule, self.num_slices, self.epochs)
+
+
+class ArithmeticConfig(Section):
+    """What fixes the bits beside the code: part of the identity. ``auto`` is resolved once, at creation."""
+
+    device: Annotated[Device, one_of(Device)] = "auto"
+    threads: Annotated[int, whole_number(1, 256)] = 1
+    precision: Annotated[Precision, one_of(Precision)] = "fp32"
+    predict_batch_size: Annotated[int, whole_number(1, 65_536)] = 256
+
+
+class ResourcesConfig(Section):
+    """What a shard occupies while it trains. Circumstances: never part of a key."""
+
+    gpus_per_shard: GpuShare = "auto"
+    cpus_per_shard: PositiveNumber = 1.0
+    loader: Annotated[LoaderMode, one_of(LoaderMode)] = "auto"
+    ingest_in_memory_bytes: ByteSize = 2**30
+
+
+class SisaConfig(Section):
+    """Everything about one run. See ``docs/configuration.md`` for every field."""
+
+    name: Text
+    storage_path: Text
+    data: DataConfig
+    recipe: RecipeConfig
+    sisa: SisaSection
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    aggregation: Annotated[Aggregation, one_of(Aggregation)] = "auto"
+    keep_checkpoints: KeepField = "all"
+    partial_checkpoint_every_s: PositiveNumber = 60.0
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_path_component(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+            raise ValueError(
+                "must be at most 128 letters, digits, '.', '_' and '-', the first a letter or digit, "
+                f"not {shown(name)}; rename the run"
+            )
+        return name
+
+    @field_validator("storage_path")
+    @classmethod
+    def _names_a_bucket(cls, path: str) -> str:
+        scheme, separator, rest = path.partition("://")
+        if separator and not rest.strip("/"):
+            raise ValueError(f"must name a bucket, such as {scheme}://my-runs, not {shown(path)}")
+        return path
+
+    @field_validator("keep_checkpoints")
+    @classmethod
+    def _stages_exist(cls, keep: KeepCheckpoints, info: ValidationInfo) -> KeepCheckpoints:
+        sisa = info.data.get("sisa")
+        if isinstance(keep, tuple) and isinstance(sisa, SisaSection):
+            bad = [r for r in keep if r > sisa.num_slices]
+            if bad:
+                raise ValueError(f"stage {bad[0]} is not one of 1..{sisa.num_slices} (num_slices); remove it")
+        return keep
+
+    @property
+    def address(self) -> str:
+        """Where the run lives: ``<storage_path>/<name>``."""
+        return f"{self.storage_path.rstrip('/')}/{self.name}"
+
+    @classmethod
+    def from_mapping(cls, data: object, *, source: str = "configuration") -> SisaConfig:
+        """Validate plain data; errors say the field, the value, the rule and the fix.
+
+        Raises:
+            ConfigError: listing everything that is wrong at once.
+        """
+        if data is None:
+            raise ConfigError(
+                f"{source}: is empty; it must have the keys name, storage_path, data, recipe and sisa"
+            )
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{source}: must be a mapping of sections, not {shown(data)}")
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise ConfigError("\n".join(f"{source}: {line}" for line in lines_of(error))) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> SisaConfig:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: where the file is missing, is not YAML, or breaks a rule.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be read: {error.strerror}; give the path of a YAML file"
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"{path}: is not a text file in UTF-8: {error}") from None
+        try:
+            data = load_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"{path}: is not YAML: {error}") from None
+        return cls.from_mapping(data, source=str(path))

@@ -1,0 +1,105 @@
+"""The spec of a run: its identity, which is hashed into every key, and its circumstances, which are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sisa_ray.core.config import SisaConfig
+from sisa_ray.core.keys import json_digest
+
+SPEC_VERSION = 1
+
+
+class CodeIdentity(BaseModel):
+    """A recipe's code: digests of the modules that are the user's, versions of the distributions they use.
+
+    ``numerics`` stands for sisa_ray's own arithmetic; a release that changes no bits keeps it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modules: dict[str, str]
+    distributions: dict[str, str]
+    numerics: int
+
+
+class Spec(BaseModel):
+    """What ``spec.json`` holds: immutable, written when the run is created.
+
+    ``config`` has every ``auto`` resolved. ``code_dirs`` are hints where the recipe was found; they,
+    ``batch_size``, ``task`` and ``num_classes`` (which follow from the recipe) are no identity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = SPEC_VERSION
+    config: SisaConfig
+    code: CodeIdentity
+    secret_id: str
+    code_dirs: tuple[str, ...] = ()
+    batch_size: int
+    task: Literal["classification", "regression"]
+    num_classes: int | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share to have the same bits: columns, recipe, sisa, arithmetic (clause 9)."""
+        config = self.config
+        dumped = config.model_dump(mode="json")
+        return {
+            "data": {k: dumped["data"][k] for k in ("record_id", "subject_id", "columns")},
+            "recipe": {**dumped["recipe"], "class": recipe_name(config.recipe.class_path)},
+            "code": self.code.model_dump(mode="json"),
+            "sisa": {
+                "num_shards": config.sisa.num_shards,
+                # Exact epochs of each stage: a schedule's name and its spelled-out weights are one spec.
+                "stage_epochs": [str(e) for e in config.sisa.stage_epochs],
+                "seed": config.sisa.seed,
+                "order_buckets": config.sisa.order_buckets,
+            },
+            "arithmetic": dumped["arithmetic"],
+        }
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole identity."""
+        return json_digest({"version": self.version, "identity": self.identity})
+
+    @property
+    def stage_digest(self) -> str:
+        """Digest of the part that decides a stage's bits: prediction's batch shape does not."""
+        identity = self.identity
+        arithmetic = {k: v for k, v in identity["arithmetic"].items() if k != "predict_batch_size"}
+        return json_digest({"version": self.version, "identity": {**identity, "arithmetic": arithmetic}})
+
+
+def recipe_name(class_path: str) -> str:
+    """The recipe's name whatever directory its file lies in.
+
+    >>> recipe_name("work/nets.py:Net"), recipe_name("pkg.nets.Net")
+    ('nets.Net', 'pkg.nets.Net')
+    """
+    if ":" not in class_path:
+        return class_path
+    file, _, name = class_path.rpartition(":")
+    return f"{file.replace(chr(92), '/').rsplit('/', 1)[-1].removesuffix('.py')}.{name}"
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Where two identities differ, one line each: ``field: <there> there, <here> here``."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        lines: list[str] = []
+        for key in sorted({*there, *here}):
+            lines += differences(there.get(key), here.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    if there == here:
+        return []
+    return [f"{path}: {_short(there)} in the run, {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

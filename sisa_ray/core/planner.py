@@ -1,0 +1,262 @@
+"""What a run should be and what is missing: state in, decisions out.
+
+Training is building what is missing; unlearning changes slices and builds what is missing; crash recovery
+builds what is missing. One function, :func:`decide`, says what comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sisa_ray.core.identity import Spec
+from sisa_ray.core.lineage import stage_keys
+from sisa_ray.core.records import SliceRef, StageRef
+from sisa_ray.core.retention import kept_stages, nearest_kept
+from sisa_ray.core.schedule import record_visits, stage_steps
+from sisa_ray.core.state import Place, RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage to build. ``expected_digest`` is set where a checkpoint that was not kept is rebuilt."""
+
+    stage: int
+    key: str
+    num_steps: int
+    keep: bool
+    expected_digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """Consecutive stages of one shard, to be built from ``start`` (None: from the initial state)."""
+
+    shard: int
+    slices: tuple[SliceRef, ...]
+    start: StageRef | None
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all of them."""
+        return sum(s.num_steps for s in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanBatch:
+    """Find out what the open requests touch."""
+
+    requests: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteSlices:
+    """Write the affected slices without the subjects of the batch."""
+
+    batch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStages:
+    """Train what is missing."""
+
+    shards: tuple[ShardPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish:
+    """Publish the constituents as the next generation."""
+
+    generation: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purge:
+    """Delete what nothing names any more, and verify that it is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseBatch:
+    """Everything a batch promised is done."""
+
+    batch: str
+
+
+Decision = PlanBatch | RewriteSlices | BuildStages | Publish | Purge | CloseBatch
+
+
+class Lineage:
+    """The wanted stage keys and steps of every shard, as the slices of ``state`` have them now."""
+
+    def __init__(self, spec: Spec, state: RunState) -> None:
+        self._spec = spec
+        self._state = state
+        self._stage_digest = spec.stage_digest
+        self._epochs = spec.config.sisa.stage_epochs
+        self._keys: dict[int, list[str]] = {}
+
+    def slices(self, shard: int) -> tuple[SliceRef, ...]:
+        """Slices 1..R of a shard."""
+        num_slices = self._spec.config.sisa.num_slices
+        return tuple(self._state.slices[shard, r] for r in range(1, num_slices + 1))
+
+    def keys(self, shard: int) -> list[str]:
+        """Wanted keys of stages 1..R of a shard."""
+        if shard not in self._keys:
+            contents = [s.content_digest for s in self.slices(shard)]
+            self._keys[shard] = stage_keys(self._stage_digest, shard, contents)
+        return self._keys[shard]
+
+    def steps(self, shard: int) -> list[int]:
+        """Steps of stages 1..R of a shard."""
+        sizes = [s.num_records for s in self.slices(shard)]
+        return stage_steps(sizes, self._epochs, self._spec.batch_size)
+
+    def is_clean(self, ref: StageRef) -> bool:
+        """Whether a built stage is the one that the slices as they are now would give."""
+        return self.keys(ref.shard)[ref.stage - 1] == ref.key
+
+    def latest_clean(self, shard: int) -> StageRef | None:
+        """The last clean stage of a shard whose checkpoint exists: what may answer for the shard now."""
+        for stage in range(len(self.keys(shard)), 0, -1):
+            ref = self._state.stages.get((shard, stage))
+            if ref is not None and ref.path is not None and self.is_clean(ref):
+                return ref
+        return None
+
+
+def decide(spec: Spec, state: RunState, *, train: bool) -> Decision | None:
+    """What to do next, or None when the run is as it should be.
+
+    ``train`` asks for a complete ensemble; without it stages are built only if a generation was published.
+    """
+    # Batches planned before a crash come first, so that a new plan counts what is left after them.
+    for batch in state.batches.values():
+        if not batch.rewritten:
+            return RewriteSlices(batch=batch.plan.batch)
+    waiting = tuple(r.request for r in state.requests.values() if r.batch is None)
+    if waiting:
+        return PlanBatch(requests=waiting)
+    if state.ingested is not None and (train or state.generation):
+        lineage = Lineage(spec, state)
+        shards = missing_stages(spec, state, lineage)
+        if shards:
+            return BuildStages(shards=shards)
+        keys = tuple(lineage.keys(k)[-1] for k in range(spec.config.sisa.num_shards))
+        if keys != state.published_keys:
+            return Publish(generation=state.generation + 1, keys=keys)
+    if state.purge_due or _holds_unkept(spec, state):
+        return Purge()
+    for batch in state.batches.values():
+        return CloseBatch(batch=batch.plan.batch)
+    return None
+
+
+def wanted_checkpoints(spec: Spec, state: RunState) -> set[int]:
+    """Stages whose checkpoints are to be kept."""
+    config = spec.config
+    sizes = [ref.size_bytes for ref in state.stages.values()]
+    return kept_stages(
+        config.keep_checkpoints,
+        num_stages=config.sisa.num_slices,
+        num_shards=config.sisa.num_shards,
+        checkpoint_bytes=max(sizes, default=None),
+    )
+
+
+def missing_stages(
+    spec: Spec, state: RunState, lineage: Lineage, shards: range | tuple[int, ...] | None = None
+) -> tuple[ShardPlan, ...]:
+    """What must be built so that every wanted stage is built and every kept checkpoint exists.
+
+    One plan a shard: its first hole. A checkpoint that is missing beyond one that exists is a hole of its
+    own, planned once the first is filled, so that the stages between them are not built again.
+    """
+    kept = wanted_checkpoints(spec, state)
+    plans: list[ShardPlan] = []
+    for shard in range(spec.config.sisa.num_shards) if shards is None else shards:
+        keys = lineage.keys(shard)
+        refs = [state.stages.get((shard, r)) for r in range(1, len(keys) + 1)]
+        clean = [ref is not None and ref.key == key for ref, key in zip(refs, keys, strict=True)]
+        present = {ref.stage for ref, ok in zip(refs, clean, strict=True) if ok and ref and ref.path}
+        needed = [r for r in range(1, len(keys) + 1) if not clean[r - 1] or (r in kept and r not in present)]
+        if not needed:
+            continue
+        steps = lineage.steps(shard)
+        first = nearest_kept(present, needed[0]) + 1
+        last = max(r for r in needed if nearest_kept(present, r) < needed[0])
+        plans.append(
+            ShardPlan(
+                shard=shard,
+                slices=lineage.slices(shard),
+                start=refs[first - 2] if first > 1 else None,
+                stages=tuple(
+                    StagePlan(
+                        stage=r,
+                        key=keys[r - 1],
+                        num_steps=steps[r - 1],
+                        keep=r in kept,
+                        expected_digest=ref.file_digest if clean[r - 1] and (ref := refs[r - 1]) else None,
+                    )
+                    for r in range(first, last + 1)
+                ),
+            )
+        )
+    return tuple(plans)
+
+
+def rebuild_visits(spec: Spec, state: RunState, affected: Iterable[Place]) -> int:
+    """Record-visits that a batch which rewrote the slices ``affected`` costs, from their sizes alone.
+
+    Each shard is rebuilt from the kept checkpoint before its first affected slice (none of them being lost).
+    """
+    lineage = Lineage(spec, state)
+    kept = wanted_checkpoints(spec, state)
+    first: dict[int, int] = {}
+    for shard, slice_ in affected:
+        first[shard] = min(slice_, first.get(shard, slice_))
+    return sum(
+        record_visits(lineage.steps(shard), spec.batch_size, nearest_kept(kept, slice_) + 1)
+        for shard, slice_ in first.items()
+    )
+
+
+def full_retrain_visits(spec: Spec, state: RunState) -> int:
+    """Record-visits of training every shard from scratch on the slices as they are now."""
+    if state.ingested is None:
+        return 0
+    lineage = Lineage(spec, state)
+    shards = range(spec.config.sisa.num_shards)
+    return sum(record_visits(lineage.steps(k), spec.batch_size) for k in shards)
+
+
+def named_paths(spec: Spec, state: RunState) -> set[str]:
+    """Objects that the state names: everything else under the run is to be purged (log and spec aside)."""
+    lineage = Lineage(spec, state)
+    kept = wanted_checkpoints(spec, state)
+    named = {s.path for s in state.slices.values() if s.path}
+    for ref in state.stages.values():
+        if ref.path and ref.stage in kept and lineage.is_clean(ref):
+            named.add(ref.path)
+    for request in state.requests.values():
+        batch = state.batches.get(request.batch or "")
+        # Once the slices are rewritten nobody needs to know who asked.
+        if batch is None or not batch.rewritten:
+            named.add(request.payload)
+    return named
+
+
+def _holds_unkept(spec: Spec, state: RunState) -> bool:
+    """Whether a checkpoint exists that is not kept any more: the configuration may now ask for fewer."""
+    named = named_paths(spec, state)
+    return any(ref.path is not None and ref.path not in named for ref in state.stages.values())
+
+
+def wanted_partials(spec: Spec, state: RunState) -> set[str]:
+    """Keys of stages still to be built, or built again: their mid-stage checkpoints may stay."""
+    if state.ingested is None:
+        return set()
+    plans = missing_stages(spec, state, Lineage(spec, state))
+    return {stage.key for plan in plans for stage in plan.stages}

@@ -1,0 +1,201 @@
+"""Typed records of the commit log. Frozen; people appear only as tags."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SliceRef(_Frozen):
+    """One slice of one shard. An empty slice has no object, but a content digest all the same."""
+
+    shard: int
+    slice: int
+    path: str | None
+    num_records: int
+    num_subjects: int
+    content_digest: str
+    file_digest: str | None
+    size_bytes: int
+
+
+class StageRef(_Frozen):
+    """One built stage. ``path`` is None where its checkpoint is not kept (its digests are)."""
+
+    shard: int
+    stage: int
+    key: str
+    path: str | None
+    file_digest: str
+    size_bytes: int
+    num_steps: int
+    record_visits: int
+    seconds: float
+    platform: dict[str, str]
+
+
+class RunCreated(_Frozen):
+    """The first record: which spec and which secret the run is about."""
+
+    type: Literal["run_created"] = "run_created"
+    spec_digest: str
+    secret_id: str
+
+
+class AttemptOpened(_Frozen):
+    """A process takes the run: attempts opened before it are superseded, and their writers fenced."""
+
+    type: Literal["attempt_opened"] = "attempt_opened"
+    attempt: str
+    command: str
+
+
+class AttemptClosed(_Frozen):
+    """A process is done with the run and leaves nothing behind that the log does not name."""
+
+    type: Literal["attempt_closed"] = "attempt_closed"
+    attempt: str
+
+
+class TableIngested(_Frozen):
+    """Every slice of every shard, and the Arrow schema of the role columns (serialised, in hex)."""
+
+    type: Literal["table_ingested"] = "table_ingested"
+    attempt: str
+    columns: str
+    slices: tuple[SliceRef, ...]
+    num_rows: int
+    num_refused: int
+
+
+class SelfChecked(_Frozen):
+    """The recipe was shown to keep no state of its own, on this platform."""
+
+    type: Literal["self_checked"] = "self_checked"
+    platform: dict[str, str]
+
+
+class RequestAccepted(_Frozen):
+    """Subjects to forget, durable from here on: the payload names them, the log has their tags."""
+
+    type: Literal["request_accepted"] = "request_accepted"
+    request: str
+    tags: tuple[str, ...]
+    payload: str
+
+
+class BatchPlanned(_Frozen):
+    """What a batch will touch. ``unknown`` are tags that no slice holds; they are suppressed all the same."""
+
+    type: Literal["batch_planned"] = "batch_planned"
+    batch: str
+    requests: tuple[str, ...]
+    unknown: tuple[str, ...]
+    num_records: int
+    affected: tuple[tuple[int, int], ...]
+
+
+class SlicesRewritten(_Frozen):
+    """The affected slices of a batch without its subjects; the old ones are no longer named."""
+
+    type: Literal["slices_rewritten"] = "slices_rewritten"
+    batch: str
+    slices: tuple[SliceRef, ...]
+
+
+class StageBuilt(_Frozen):
+    """A stage was trained; its checkpoint, where it is kept, is durable."""
+
+    type: Literal["stage_built"] = "stage_built"
+    ref: StageRef
+
+
+class CheckpointLost(_Frozen):
+    """A checkpoint that is gone, fails its digest, or is no longer kept; it is rebuilt when needed."""
+
+    type: Literal["checkpoint_lost"] = "checkpoint_lost"
+    shard: int
+    stage: int
+    reason: Literal["missing", "digest", "retention"]
+
+
+class GenerationPublished(_Frozen):
+    """A complete set of constituents: the key of the last stage of each shard."""
+
+    type: Literal["generation_published"] = "generation_published"
+    generation: int
+    keys: tuple[str, ...]
+
+
+class PurgePlanned(_Frozen):
+    """What the state does not name is about to be deleted."""
+
+    type: Literal["purge_planned"] = "purge_planned"
+    attempt: str
+    num_objects: int
+
+
+class Purged(_Frozen):
+    """Deletion done and absence verified."""
+
+    type: Literal["purged"] = "purged"
+    attempt: str
+    num_objects: int
+    num_bytes: int
+
+
+class BatchClosed(_Frozen):
+    """A batch is done: rebuilt, published, purged, verified. Its requests are closed."""
+
+    type: Literal["batch_closed"] = "batch_closed"
+    batch: str
+    stages_rebuilt: int
+    record_visits: int
+    full_retrain_record_visits: int
+    objects_purged: int
+
+
+class Verified(_Frozen):
+    """What a comparison with training from scratch found."""
+
+    type: Literal["verified"] = "verified"
+    shards: tuple[int, ...]
+    source: Literal["source tables", "slices"]
+    outcome: Literal["bit-identical", "different", "not comparable"]
+
+
+Record = Annotated[
+    RunCreated
+    | AttemptOpened
+    | AttemptClosed
+    | TableIngested
+    | SelfChecked
+    | RequestAccepted
+    | BatchPlanned
+    | SlicesRewritten
+    | StageBuilt
+    | CheckpointLost
+    | GenerationPublished
+    | PurgePlanned
+    | Purged
+    | BatchClosed
+    | Verified,
+    Field(discriminator="type"),
+]
+
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+def dump_record(record: Record) -> dict[str, Any]:
+    """Plain JSON data of a record."""
+    return record.model_dump(mode="json")
+
+
+def load_record(data: dict[str, Any]) -> Record:
+    """The typed record; pydantic's ValidationError for an unknown type or field."""
+    return _ADAPTER.validate_python(data)

@@ -1,0 +1,1 @@
+"""Ray: shard actors, ingest at scale, and the reconcile loop that drives them."""

@@ -1,0 +1,239 @@
+"""The shard actor: owns a shard while there is work for it and trains its stages, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sisa_ray.core.errors import IntegrityError
+from sisa_ray.core.identity import Spec
+from sisa_ray.core.keys import file_digest
+from sisa_ray.core.planner import ShardPlan, StagePlan
+from sisa_ray.core.records import SliceRef, StageRef
+from sisa_ray.execution.events import CheckpointBroken, ShardEvent, StageFinished, StageProgress
+from sisa_ray.learning.arithmetic import platform_fingerprint
+from sisa_ray.learning.ensemble import predict_constituent
+from sisa_ray.learning.loader import Loader, make_loader
+from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec
+from sisa_ray.learning.selfcheck import AloneHalf, ChainHalf, self_check_alone, self_check_chain
+from sisa_ray.learning.trainer import Partial, StageTask, train_stage
+from sisa_ray.storage import layout
+from sisa_ray.storage.checkpoints import PartialStore, StoredPartial, read_checked
+from sisa_ray.storage.objects import ObjectStore
+from sisa_ray.storage.slices import open_slice
+from sisa_ray.storage.tables import SliceFile
+
+logger = logging.getLogger("sisa_ray.shard")
+
+Floats = npt.NDArray[np.float64]
+
+_Emit = Callable[[ShardEvent | BaseException | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorContext:
+    """What an actor is made for: the spec, and where the recipe's code is found."""
+
+    spec: Spec
+    search_path: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildJob:
+    """Where the shards of a job live: the run's store, the role columns' schema (hex), the writer's attempt."""
+
+    store: ObjectStore
+    columns: str
+    attempt: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.columns)))
+
+
+class ShardActor:
+    """Runs in a process of its own, with a shard's CPUs and GPU to itself."""
+
+    def __init__(self, context: ActorContext) -> None:
+        self._spec = context.spec
+        # Only what is not there yet: the order of the worker's own path stays.
+        sys.path.extend(p for p in context.search_path if p not in sys.path)
+
+    @property
+    def _recipe(self) -> RecipeSpec:
+        recipe = self._spec.config.recipe
+        return RecipeSpec(
+            class_path=recipe.class_path,
+            args=recipe.args,
+            search_dirs=self._spec.code_dirs,
+            code=self._spec.code,
+        )
+
+    def ready(self) -> dict[str, str]:
+        """Load what training needs; the platform of this process.
+
+        Raises:
+            RunConflict: where this node has other recipe code than the run's spec.
+        """
+        self._recipe.load()
+        return platform_fingerprint(self._spec.config.arithmetic)
+
+    def build(self, job: BuildJob, plan: ShardPlan) -> Iterator[ShardEvent]:
+        """Build the stages of ``plan``; events are yielded as things happen, a finished stage once durable."""
+        events: queue.SimpleQueue[ShardEvent | BaseException | None] = queue.SimpleQueue()
+        # The trainer blocks, so it has a thread of its own, and this one hands its events on.
+        worker = threading.Thread(target=self._build_and_report, args=(job, plan, events.put), daemon=True)
+        worker.start()
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+        worker.join()
+
+    def self_check_chain(self, job: BuildJob, slices: Sequence[SliceRef]) -> ChainHalf:
+        """The half of the self-check that goes through two stages in this process."""
+        config = self._spec.config
+        return self_check_chain(
+            recipe=self._recipe.factory(job.schema),
+            sources=self._sources(job, slices),
+            arithmetic=config.arithmetic,
+            seed=config.sisa.seed,
+            shard=slices[0].shard,
+        )
+
+    def self_check_alone(self, job: BuildJob, slices: Sequence[SliceRef], between: bytes) -> AloneHalf:
+        """The half of the self-check that needs a process which has trained nothing yet."""
+        config = self._spec.config
+        return self_check_alone(
+            recipe=self._recipe.factory(job.schema),
+            sources=self._sources(job, slices),
+            arithmetic=config.arithmetic,
+            seed=config.sisa.seed,
+            shard=slices[0].shard,
+            between=between,
+        )
+
+    def predict(self, job: BuildJob, ref: StageRef, table: pa.Table) -> Floats:
+        """What one constituent says about each row of ``table`` (role columns)."""
+        state = read_checked(job.store, ref)
+        return predict_constituent(
+            self._recipe.factory(job.schema), state, table, self._spec.config.arithmetic
+        )
+
+    def _build_and_report(self, job: BuildJob, plan: ShardPlan, emit: _Emit) -> None:
+        try:
+            self._build(job, plan, emit)
+        except BaseException as error:  # whatever it is, the caller must see it
+            emit(error)
+        else:
+            emit(None)
+
+    def _build(self, job: BuildJob, plan: ShardPlan, emit: _Emit) -> None:
+        state: bytes | None = None
+        if plan.start is not None:
+            try:
+                state = read_checked(job.store, plan.start)
+            except IntegrityError as error:
+                emit(CheckpointBroken(shard=plan.shard, stage=plan.start.stage, problem=str(error)))
+                return
+        last = plan.stages[-1].stage
+        factory = self._recipe.factory(job.schema)
+        loader = self._loader(job, plan.slices[:last], factory)
+        platform = platform_fingerprint(self._spec.config.arithmetic)
+        pending: Future[None] | None = None
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") as writer:
+            for number, stage in enumerate(plan.stages):
+                started = time.monotonic()
+                partials = PartialStore(
+                    job.store, shard=plan.shard, stage=stage.stage, key=stage.key, attempt=job.attempt
+                )
+                # Only the first stage of a plan can have been cut short by a crash.
+                resume = partials.latest() if number == 0 else None
+                state = self._train(plan.shard, stage, factory, loader, state, partials, resume, emit)
+                seconds = time.monotonic() - started
+                if pending is not None:
+                    pending.result()  # at most one checkpoint waits: memory stays bounded
+                ref = StageRef(
+                    shard=plan.shard,
+                    stage=stage.stage,
+                    key=stage.key,
+                    path=layout.checkpoint_path(plan.shard, stage.stage, job.attempt) if stage.keep else None,
+                    file_digest=file_digest(state),
+                    size_bytes=len(state),
+                    num_steps=stage.num_steps,
+                    record_visits=stage.num_steps * self._spec.batch_size,
+                    seconds=round(seconds, 3),
+                    platform=platform,
+                )
+                pending = writer.submit(_store_checkpoint, job.store, ref, state, partials, emit)
+            if pending is not None:
+                pending.result()
+
+    def _train(
+        self,
+        shard: int,
+        stage: StagePlan,
+        factory: RecipeFactory,
+        loader: Loader,
+        start: bytes | None,
+        partials: PartialStore,
+        resume: StoredPartial | None,
+        emit: _Emit,
+    ) -> bytes:
+        def report(step: int) -> None:
+            emit(StageProgress(shard=shard, stage=stage.stage, step=step, num_steps=stage.num_steps))
+
+        logger.info("shard=%05d stage=%04d steps=%d starting", shard, stage.stage, stage.num_steps)
+        result = train_stage(
+            recipe=factory,
+            data=loader,
+            arithmetic=self._spec.config.arithmetic,
+            task=StageTask(
+                seed=self._spec.config.sisa.seed,
+                shard=shard,
+                stage=stage.stage,
+                num_stages=self._spec.config.sisa.num_slices,
+                num_steps=stage.num_steps,
+            ),
+            start=start,
+            resume=Partial(step=resume.step, data=resume.data) if resume else None,
+            on_partial=partials.save,
+            partial_every_s=self._spec.config.partial_checkpoint_every_s,
+            on_progress=report,
+        )
+        logger.info("shard=%05d stage=%04d seconds=%.3f done", shard, stage.stage, result.seconds)
+        return result.state
+
+    def _sources(self, job: BuildJob, slices: Sequence[SliceRef]) -> list[SliceFile]:
+        num_buckets = self._spec.config.sisa.order_buckets
+        return [open_slice(job.store, ref, num_buckets=num_buckets) for ref in slices]
+
+    def _loader(self, job: BuildJob, slices: Sequence[SliceRef], factory: RecipeFactory) -> Loader:
+        config = self._spec.config
+        return make_loader(
+            self._sources(job, slices),
+            recipe=factory,
+            seed=config.sisa.seed,
+            arithmetic=config.arithmetic,
+            mode=config.resources.loader,
+        )
+
+
+def _store_checkpoint(
+    store: ObjectStore, ref: StageRef, state: bytes, partials: PartialStore, emit: _Emit
+) -> None:
+    """Payload first, then the event that has it committed."""
+    if ref.path is not None:
+        store.put(ref.path, state)
+    emit(StageFinished(ref=ref))
+    partials.clear()

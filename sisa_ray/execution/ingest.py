@@ -1,0 +1,143 @@
+"""Ingest at scale: Ray Data runs the tasks of a staged ingest.
+
+Ray Data's own hash shuffle (``groupby().map_groups()``) would bring the records of a slice together in one
+line. Its aggregators keep what they are given until the last block has come, so their memory grows with the
+table, and what does not fit is spilled to temporary files of Ray's on every node, where no purge of ours can
+show that nobody is left. So records travel through staged objects of the run instead
+(:mod:`sisa_ray.storage.staging`), and Ray Data carries what tasks say about them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import ray
+import ray.data
+import ray.exceptions
+
+from sisa_ray.core import errors
+from sisa_ray.core.errors import ExecutionError, SisaError, StorageError
+from sisa_ray.core.records import SliceRef
+from sisa_ray.storage.ingest import Ingested, IngestJob, Tally, check_num_subjects, result
+from sisa_ray.storage.staging import Piece, StageReport, Staging
+
+_MIN_PIECE_BYTES = 64 * 2**20
+_MAX_PIECE_BYTES = 512 * 2**20
+# Measured at the peak of either phase, on top of a worker's own 150 MiB: the records as they are read,
+# ordered, and encoded.
+_MEMORY_PER_PIECE_BYTE = 5
+_WORKER_BYTES = 150 * 2**20
+
+
+def ingest_with_ray(
+    job: IngestJob, *, piece_bytes: int | None = None, on_progress: Callable[[int], None] | None = None
+) -> Ingested:
+    """Ingest a table of any size on the Ray cluster that this process has joined.
+
+    Args:
+        job: what to bring where; its store must be within reach of every node.
+        piece_bytes: records that a task holds at once; default: by the size of the table, 64 to 512 MiB.
+        on_progress: is told how many rows are routed.
+
+    Raises:
+        DataError: listing rows that break rules. No slice is written then, and what was staged is deleted.
+        ConfigError: where there are more shards than subjects; nothing stays then either.
+        ExecutionError: where tasks keep failing.
+    """
+    if piece_bytes is None:
+        # As many pieces as groups, and each group is read from each piece: larger tables have larger ones.
+        piece_bytes = min(_MAX_PIECE_BYTES, max(_MIN_PIECE_BYTES, job.source.num_bytes // 256))
+    staging = Staging.plan(job, piece_bytes=piece_bytes)
+    try:
+        ingested = _ingest(staging, on_progress)
+    except BaseException:
+        # What went wrong first is what matters: the next purge sweeps what cannot be deleted now.
+        with suppress(StorageError):
+            staging.clear()
+        raise
+    staging.clear()
+    return ingested
+
+
+def _ingest(staging: Staging, on_progress: Callable[[int], None] | None) -> Ingested:
+    job = staging.job
+    tally = Tally()
+    pieces: list[Piece] = []
+    for answer in _run(_StageTask(staging), len(staging.parts), staging.piece_bytes):
+        report = StageReport.model_validate_json(answer)
+        pieces += report.pieces
+        tally.update(report.tally())
+        if on_progress is not None:
+            on_progress(tally.num_rows)
+    staging.find_duplicates(pieces, tally.findings)
+    tally.findings.raise_if_any(job.source.url, job.source.where)
+    pieces.sort(key=lambda piece: piece.path)
+    slices: list[SliceRef] = []
+    try:
+        for answer in _run(_StoreTask(staging, pieces), len(staging.groups), staging.piece_bytes):
+            slices += [SliceRef.model_validate(ref) for ref in json.loads(answer)]
+        check_num_subjects(job, sum(ref.num_subjects for ref in slices), tally)
+    except errors.ConfigError:
+        job.store.delete([ref.path for ref in slices if ref.path is not None])
+        raise
+    return result(job, slices, tally)
+
+
+class _StageTask:
+    """Do one task of the first phase."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _guarded(lambda: self._staging.stage(row["task"]).model_dump_json())
+
+
+class _StoreTask:
+    """Do one task of the second phase."""
+
+    def __init__(self, staging: Staging, pieces: list[Piece]) -> None:
+        self._staging = staging
+        self._pieces = pieces
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        def store() -> str:
+            refs = self._staging.store_group(row["task"], self._pieces)
+            return json.dumps([ref.model_dump(mode="json") for ref in refs])
+
+        return _guarded(store)
+
+
+def _guarded(task: Callable[[], str]) -> dict[str, Any]:
+    """Our own errors travel as answers: Ray would retry them, and wrap them in its own."""
+    try:
+        return {"answer": task(), "error": "", "message": ""}
+    except SisaError as error:
+        return {"answer": "", "error": type(error).__name__, "message": str(error)}
+
+
+def _run(task: Callable[[dict[str, Any]], dict[str, Any]], num_tasks: int, piece_bytes: int) -> Iterator[str]:
+    """Answers of all tasks, as they come.
+
+    Raises:
+        SisaError: the first that a task raised.
+        ExecutionError: where Ray gave up on a task.
+    """
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        items = ray.data.from_items([{"task": n} for n in range(num_tasks)], override_num_blocks=num_tasks)
+        memory = _WORKER_BYTES + _MEMORY_PER_PIECE_BYTE * piece_bytes
+        answers = items.map(task, num_cpus=1, memory=memory)
+        try:
+            for row in answers.iter_rows():
+                if row["error"]:
+                    kind = getattr(errors, row["error"], errors.ExecutionError)
+                    raise kind(row["message"])
+                yield row["answer"]
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ExecutionError(f"ingest: a task failed on Ray: {reason}") from error

@@ -1,0 +1,147 @@
+"""What commands return: plain figures, the same for Python and ``--json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ShardSizes(_Result):
+    """Records of one shard, by slice 1..R."""
+
+    shard: int
+    slices: tuple[int, ...]
+
+    @property
+    def num_records(self) -> int:
+        return sum(self.slices)
+
+
+class IngestResult(_Result):
+    """What went into the run. ``already``: the table had been ingested before, and nothing was done."""
+
+    address: str
+    already: bool
+    num_rows: int
+    num_refused: int
+    num_records: int
+    shards: tuple[ShardSizes, ...]
+
+
+class TrainResult(_Result):
+    """A published ensemble. Figures of work are those of this call: zero where everything was built before."""
+
+    address: str
+    generation: int
+    num_shards: int
+    num_slices: int
+    num_records: int
+    stages_built: int
+    record_visits: int
+    seconds: float
+    metric: Literal["accuracy", "rmse"] | None = None
+    ensemble: float | None = None
+    constituents: tuple[float | None, ...] = ()
+    """The metric of every constituent on the test table; None for a shard without records."""
+    warnings: tuple[str, ...] = ()
+
+
+class UnlearnResult(_Result):
+    """One batch. ``rows``: what became of each subject of the caller's input, by row."""
+
+    address: str
+    generation: int
+    num_subjects: int
+    num_forgotten: int
+    num_unknown: int
+    num_already_forgotten: int
+    num_records: int
+    slices_rewritten: int
+    shards_rebuilt: tuple[int, ...]
+    stages_rebuilt: int
+    record_visits: int
+    predicted_record_visits: int
+    full_retrain_record_visits: int
+    objects_purged: int
+    seconds: float
+    rows: tuple[UnlearnRow, ...]
+
+
+class UnlearnRow(_Result):
+    """The outcome for one subject, named by its row in the input (from 0) and its tag."""
+
+    row: int
+    tag: str
+    outcome: Literal["forgotten", "unknown", "already forgotten"]
+    shard: int | None = None
+    slice: int | None = None
+
+
+class VerifyResult(_Result):
+    """What a re-execution showed. ``bit_identical`` is None where the platforms cannot be compared."""
+
+    address: str
+    outcome: Literal["bit-identical", "different", "not comparable"]
+    source: Literal["source tables", "slices"]
+    shards: tuple[int, ...]
+    num_slices: int
+    num_checkpoints: int
+    num_predictions: int
+    first_difference: str | None = None
+    seconds: float
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bit_identical(self) -> bool | None:
+        """True or False, or None where not comparable."""
+        return None if self.outcome == "not comparable" else self.outcome == "bit-identical"
+
+
+class PredictResult(_Result):
+    """Where predictions were written, and their quality where the table has labels."""
+
+    address: str
+    out: str
+    generation: int
+    num_rows: int
+    num_voters: int
+    rule: str
+    mean_agreement: float | None
+    metric: Literal["accuracy", "rmse"] | None = None
+    value: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class StageStatus(_Result):
+    """A stage as it is now: ``built`` (clean), ``stale`` (its slices changed), ``missing``."""
+
+    shard: int
+    stage: int
+    status: Literal["built", "stale", "missing"]
+    kept: bool
+
+
+class StatusResult(_Result):
+    """The run at a glance."""
+
+    address: str
+    generation: int
+    num_records: int
+    num_suppressed: int
+    open_requests: int
+    purge_due: bool
+    device: str
+    num_log_entries: int
+    shards: tuple[ShardSizes, ...]
+    stages: tuple[StageStatus, ...]
+    last_verified: str | None
+    complete: bool
+    next_step: str | None
+
+
+UnlearnResult.model_rebuild()

@@ -1,0 +1,57 @@
+"""The Ray side of a command: connects to Ray when it is first needed and owns the pool of shard actors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import ray
+
+from sisa_ray.core.identity import Spec
+from sisa_ray.execution.actor import ActorContext
+from sisa_ray.execution.events import OnEvent
+from sisa_ray.execution.pool import ShardPool
+
+
+def ensure_ray() -> None:
+    """Join the Ray cluster that is there (``RAY_ADDRESS`` or a running one), or start a local one."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+class Workers:
+    """Shard actors for one command. As a context manager: leaving it releases them."""
+
+    def __init__(self) -> None:
+        self._pool: ShardPool | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._pool is not None:
+            self._pool.release()
+            self._pool = None
+
+    def join_ray(self) -> None:
+        """Have Ray, for work that needs no shard actors."""
+        ensure_ray()
+
+    def pool(self, spec: Spec, on_event: OnEvent) -> ShardPool:
+        """The pool for runs of ``spec``; made, and Ray joined, at the first call."""
+        if self._pool is None:
+            ensure_ray()
+            config = spec.config
+            gpus = config.resources.gpus_per_shard
+            if gpus == "auto":
+                gpus = 1.0 if config.arithmetic.device == "cuda" else 0.0
+            context = ActorContext(spec=spec, search_path=(*spec.code_dirs, *sys.path))
+            self._pool = ShardPool(
+                context, num_cpus=config.resources.cpus_per_shard, num_gpus=gpus, on_event=on_event
+            )
+        return self._pool
+
+
+NewWorkers = Callable[[], Workers]
+"""How a command gets its shard actors; tests run them in their own process."""

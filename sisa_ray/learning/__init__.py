@@ -1,0 +1,1 @@
+"""Recipes, the stage trainer and ensemble aggregation: plain PyTorch, without Ray."""

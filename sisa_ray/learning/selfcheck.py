@@ -1,0 +1,183 @@
+"""The self-check: does a stage depend on anything but the checkpoint before it?
+
+Stages 1 and 2 in one process, from memory, against stage 2 alone in a fresh process, streamed, and once more
+cut in the middle and resumed. What a recipe keeps to itself (a generator, a counter, a clock, a global)
+differs between them. The halves are pure; execution runs them in two processes and compares.
+
+It is a check and no proof: it makes 16 steps a stage, and what shows up later escapes it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sisa_ray.core.config import ArithmeticConfig
+from sisa_ray.core.errors import SelfCheckError
+from sisa_ray.learning import codec
+from sisa_ray.learning.arithmetic import resolved_device
+from sisa_ray.learning.loader import Loader, ResidentLoader, SliceSource, StreamingLoader, decode_table
+from sisa_ray.learning.recipe import RecipeFactory, new_recipe
+from sisa_ray.learning.trainer import Partial, StageTask, train_stage
+
+NUM_STEPS = 16
+_CUT_AT = 7
+_NUM_DECODED = 8
+_CAUSES = (
+    "Usual causes: a random generator, counter, cache or clock kept in the recipe, its module or a global; "
+    "numpy's default_rng or torch.Generator instead of the global generators; state of the model that is no "
+    "parameter or persistent buffer; an optimizer whose state_dict is not all of its state. Keep such state "
+    "in the model's buffers, and draw from the global generators of torch, numpy and random, which the trainer "
+    "seeds."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainHalf:
+    """Stages 1 and 2 in one process: the checkpoint between them, and digests of the entries after them."""
+
+    between: bytes
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AloneHalf:
+    """Stage 2 alone, digests of its entries: in one go, and cut in the middle and resumed."""
+
+    digests: dict[str, str]
+    resumed: dict[str, str]
+
+
+def self_check_chain(
+    *,
+    recipe: RecipeFactory,
+    sources: Sequence[SliceSource],
+    arithmetic: ArithmeticConfig,
+    seed: int,
+    num_stages: int,
+    shard: int = 0,
+) -> ChainHalf:
+    """Train stages 1 and 2 of a shard that has records, one after the other in this process.
+
+    Args:
+        sources: the shard's slices, slice 1 first; two are used (or the only one, twice).
+
+    Raises:
+        SelfCheckError: where ``decode`` draws random numbers, or mixes rows.
+    """
+    pair = _first_two(sources)
+    _check_decode(recipe, pair)
+    states: list[bytes] = []
+    for stage in (1, 2):
+        # A loader of its own for each stage: decoding must not remember anything either.
+        data = ResidentLoader(pair[:stage], recipe=recipe, seed=seed, device=resolved_device(arithmetic))
+        result = train_stage(
+            recipe=recipe,
+            data=data,
+            arithmetic=arithmetic,
+            task=_task(data, seed, shard, stage, num_stages),
+            start=states[-1] if states else None,
+        )
+        states.append(result.state)
+    return ChainHalf(between=states[0], digests=codec.entry_digests(states[1]))
+
+
+def self_check_alone(
+    *,
+    recipe: RecipeFactory,
+    sources: Sequence[SliceSource],
+    arithmetic: ArithmeticConfig,
+    seed: int,
+    num_stages: int,
+    between: bytes,
+    shard: int = 0,
+) -> AloneHalf:
+    """Train stage 2 from the checkpoint ``between`` the stages, in a process that has trained nothing yet."""
+    pair = _first_two(sources)
+    data = StreamingLoader(pair, recipe=recipe, seed=seed, device=resolved_device(arithmetic))
+    partials: dict[int, bytes] = {}
+
+    def train(resume: Partial | None) -> dict[str, str]:
+        result = train_stage(
+            recipe=recipe,
+            data=data,
+            arithmetic=arithmetic,
+            task=_task(data, seed, shard, 2, num_stages),
+            start=between,
+            resume=resume,
+            on_partial=partials.__setitem__,
+            partial_every_s=0.0,
+        )
+        return codec.entry_digests(result.state)
+
+    digests = train(None)
+    cut = Partial(step=_CUT_AT, data=partials[_CUT_AT]) if _CUT_AT in partials else None
+    return AloneHalf(digests=digests, resumed=train(cut))
+
+
+def compare_halves(chain: ChainHalf, alone: AloneHalf) -> None:
+    """Compare what the two processes computed.
+
+    Raises:
+        SelfCheckError: naming the first entry of the state that differs, and the usual causes.
+    """
+    if name := codec.first_unequal(chain.digests, alone.digests):
+        raise SelfCheckError(
+            f"the recipe's stages are not exact: {name} after stage 2 is another one in a fresh process than "
+            f"in the process that trained stage 1. {_CAUSES}"
+        )
+    if name := codec.first_unequal(alone.digests, alone.resumed):
+        raise SelfCheckError(
+            f"the recipe's stages are not exact: {name} differs where a stage is interrupted after {_CUT_AT} "
+            f"steps and resumed. {_CAUSES}"
+        )
+
+
+def _first_two(sources: Sequence[SliceSource]) -> list[SliceSource]:
+    return list(sources[:2]) if len(sources) > 1 else [sources[0], sources[0]]
+
+
+def _task(data: Loader, seed: int, shard: int, stage: int, num_stages: int) -> StageTask:
+    num_steps = NUM_STEPS if data.num_rows(stage) else 0
+    return StageTask(seed=seed, shard=shard, stage=stage, num_stages=num_stages, num_steps=num_steps)
+
+
+def _check_decode(recipe: RecipeFactory, sources: Sequence[SliceSource]) -> None:
+    """Decode some rows together and one by one: the same tensors, and no random draws."""
+    for source in sources:
+        for bucket in range(source.num_buckets):
+            if source.bucket_num_rows(bucket):
+                _check_decode_rows(recipe, source.read_bucket(bucket).slice(0, _NUM_DECODED))
+                return
+
+
+def _check_decode_rows(recipe: RecipeFactory, table: pa.Table) -> None:
+    made = new_recipe(recipe)
+    name = f"recipe {type(made).__name__}.decode"
+    before = _generator_states()
+    together = decode_table(made, table)
+    if _generator_states() != before:
+        raise SelfCheckError(f"{name}: draws random numbers; it must not: move them to augment")
+    for row in range(table.num_rows):
+        alone = decode_table(made, table.slice(row, 1))
+        for key, tensor in together.items():
+            # Close, not equal: kernels may round differently for another number of rows.
+            if key not in alone or not _close(alone[key][0], tensor[row]):
+                raise SelfCheckError(
+                    f"{name}: {key!r} of a row depends on the rows decoded with it; decode each row on its "
+                    "own, by constants (nothing may be fitted on the data)"
+                )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _generator_states() -> tuple[object, ...]:
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - what recipes draw from
+    return random.getstate(), str(numpy_state), torch.get_rng_state().tolist()

@@ -1,0 +1,1 @@
+"""Object storage, the commit log, slice tables and checkpoints of a run."""

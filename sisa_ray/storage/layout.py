@@ -1,0 +1,60 @@
+"""Where things lie in a run. Paths are relative to the run's root; every payload lies under its writer's attempt."""
+
+from __future__ import annotations
+
+import re
+
+SPEC = "spec.json"
+LOG = "log/"
+DATA = "data/"
+CHECKPOINTS = "checkpoints/"
+REQUESTS = "requests/"
+CERTIFICATES = "certificates/"
+SCRATCH = "scratch/"
+
+PERMANENT = (SPEC, LOG, CERTIFICATES)
+"""Prefixes that purge never touches."""
+
+_PARTIAL = re.compile(
+    r"/partial-(?P<key>[0-9a-f]{64})-(?P<step>\d{10})-(?P<digest>[0-9a-f]{64})\.safetensors$"
+)
+
+
+def slice_path(shard: int, slice_: int, attempt: str) -> str:
+    """The Parquet object of one slice."""
+    return f"{DATA}shard={shard:05d}/slice={slice_:04d}/{attempt}/part.parquet"
+
+
+def checkpoint_path(shard: int, stage: int, attempt: str) -> str:
+    """The checkpoint after one stage."""
+    return f"{_stage_prefix(shard, stage)}{attempt}/state.safetensors"
+
+
+def partial_prefix(shard: int, stage: int) -> str:
+    """All mid-stage checkpoints of one stage lie below this (beside its checkpoints)."""
+    return _stage_prefix(shard, stage)
+
+
+def partial_path(shard: int, stage: int, attempt: str, *, key: str, step: int, digest: str) -> str:
+    """A mid-stage checkpoint. Its name carries all there is to know, so one object is payload and marker."""
+    return f"{_stage_prefix(shard, stage)}{attempt}/partial-{key}-{step:010d}-{digest}.safetensors"
+
+
+def parse_partial(path: str) -> tuple[str, int, str] | None:
+    """(stage key, step, file digest) of a mid-stage checkpoint's path, or None for other objects."""
+    match = _PARTIAL.search(path)
+    return (match["key"], int(match["step"]), match["digest"]) if match else None
+
+
+def request_path(request: str) -> str:
+    """The payload of one request: the only object that names who asked."""
+    return f"{REQUESTS}{request}.json"
+
+
+def scratch_prefix(attempt: str) -> str:
+    """Scratch space of one attempt."""
+    return f"{SCRATCH}{attempt}/"
+
+
+def _stage_prefix(shard: int, stage: int) -> str:
+    return f"{CHECKPOINTS}shard={shard:05d}/stage={stage:04d}/"

@@ -1,0 +1,1 @@
+from sisa_ray.storage.objects import ObjectStore as LocalStore

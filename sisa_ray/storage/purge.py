@@ -1,0 +1,62 @@
+"""Purge: whatever the state does not name is deleted, and its absence verified."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sisa_ray.core.errors import PurgeIncomplete
+from sisa_ray.core.planner import named_paths, wanted_partials
+from sisa_ray.core.records import CheckpointLost, Purged, PurgePlanned, Record
+from sisa_ray.storage import layout
+from sisa_ray.storage.objects import ObjectInfo, ObjectStore
+from sisa_ray.storage.run import Run
+
+_NUM_TRIES = 4
+
+
+def purge(run: Run, *, attempt: str, sleep: Callable[[float], None] = time.sleep) -> Purged:
+    """Delete everything under the run that its state does not name; verify; commit.
+
+    Must run while no actor of this attempt writes. The intent is committed first, so that a crash in the
+    middle is finished by the next process.
+
+    Raises:
+        PurgeIncomplete: where something is still there after several tries. The run stays in need of a purge.
+    """
+    named = named_paths(run.spec, run.state)
+    forgotten: list[Record] = [
+        CheckpointLost(shard=ref.shard, stage=ref.stage, reason="retention")
+        for ref in run.state.stages.values()
+        if ref.path is not None and ref.path not in named
+    ]
+    partials = wanted_partials(run.spec, run.state)
+    doomed = _unnamed(run.store, named, partials)
+    run.commit(*forgotten, PurgePlanned(attempt=attempt, num_objects=len(doomed)))
+    left = doomed
+    for tries in range(_NUM_TRIES):
+        run.store.delete([info.path for info in left])
+        left = _unnamed(run.store, named, partials)
+        if not left:
+            break
+        sleep(2.0**tries / 10)
+    if left:
+        raise PurgeIncomplete(
+            f"{run.address}: {len(left)} object(s) are still there after deletion, the first is {left[0].path}; "
+            "check the permission to delete (and object lock), then run the same command again"
+        )
+    done = Purged(attempt=attempt, num_objects=len(doomed), num_bytes=sum(info.size_bytes for info in doomed))
+    run.commit(done)
+    return done
+
+
+def _unnamed(store: ObjectStore, named: set[str], partials: set[str]) -> list[ObjectInfo]:
+    """Objects, noncurrent versions and unfinished uploads included, that neither the state nor open work names."""
+    doomed = []
+    for info in store.list("", all_versions=True):
+        if info.path.startswith(layout.PERMANENT) or info.path in named:
+            continue
+        partial = layout.parse_partial(info.path)
+        if partial is None or partial[0] not in partials:
+            doomed.append(info)
+    return doomed

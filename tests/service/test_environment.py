@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sisa_ray.service.environment import quiet_ray
+
+
+def test_ray_is_quiet_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_BACKEND_LOG_LEVEL": "debug"})
+    quiet_ray()
+    assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "debug"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
