@@ -113,6 +113,10 @@ class Secret:
     def __repr__(self) -> str:
         return f"Secret({self.secret_id})"
 
+    def reveal(self) -> bytes:
+        """The secret itself: for the keyring alone."""
+        return self._secret
+
     def derive(self, use: str) -> bytes:
         """A 32-byte key for one use."""
         return hmac.digest(self._secret, b"sisa_ray/" + use.encode("ascii"), "sha256")

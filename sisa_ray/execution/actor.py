@@ -108,6 +108,7 @@ class ShardActor:
             sources=self._sources(job, slices),
             arithmetic=config.arithmetic,
             seed=config.sisa.seed,
+            num_stages=config.sisa.num_slices,
             shard=slices[0].shard,
         )
 
@@ -119,6 +120,7 @@ class ShardActor:
             sources=self._sources(job, slices),
             arithmetic=config.arithmetic,
             seed=config.sisa.seed,
+            num_stages=config.sisa.num_slices,
             shard=slices[0].shard,
             between=between,
         )

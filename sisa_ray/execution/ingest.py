@@ -10,8 +10,9 @@ show that nobody is left. So records travel through staged objects of the run in
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -26,9 +27,9 @@ from sisa_ray.storage.staging import Piece, StageReport, Staging
 
 _MIN_PIECE_BYTES = 64 * 2**20
 _MAX_PIECE_BYTES = 512 * 2**20
-# Measured at the peak of either phase, on top of a worker's own 150 MiB: the records as they are read,
-# ordered, and encoded.
-_MEMORY_PER_PIECE_BYTE = 5
+# What a worker holds at the peak of either phase: records as they are read, as they are ordered, and encoded.
+# Ray runs no more tasks at once on a node than that leaves room for.
+_MEMORY_PER_PIECE_BYTE = 8
 _WORKER_BYTES = 150 * 2**20
 
 
@@ -128,10 +129,9 @@ def _run(task: Callable[[dict[str, Any]], dict[str, Any]], num_tasks: int, piece
     """
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context), _quiet():
         items = ray.data.from_items([{"task": n} for n in range(num_tasks)], override_num_blocks=num_tasks)
-        memory = _WORKER_BYTES + _MEMORY_PER_PIECE_BYTE * piece_bytes
-        answers = items.map(task, num_cpus=1, memory=memory)
+        answers = items.map(task, num_cpus=1, memory=_task_memory(piece_bytes))
         try:
             for row in answers.iter_rows():
                 if row["error"]:
@@ -141,3 +141,23 @@ def _run(task: Callable[[dict[str, Any]], dict[str, Any]], num_tasks: int, piece
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ExecutionError(f"ingest: a task failed on Ray: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data's news off the terminal, which has a progress display already; its log files have them."""
+    consoles = [h for h in logging.getLogger("ray.data").handlers if h.name == "console"]
+    levels = [handler.level for handler in consoles]
+    try:
+        for handler in consoles:
+            handler.setLevel(logging.ERROR)
+        yield
+    finally:
+        for handler, level in zip(consoles, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _task_memory(piece_bytes: int) -> int:
+    """What a task may hold, in bytes; never more than any node has, or it would wait forever."""
+    nodes = (node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    return min(_WORKER_BYTES + _MEMORY_PER_PIECE_BYTE * piece_bytes, int(max(nodes, default=0)))

@@ -112,7 +112,7 @@ def predict(
         for batch in source.batches(_BATCH_ROWS):
             on_event(PhaseStarted(text=f"predicting, {num_rows} rows done"))
             votes = _ask(run, workers, batch.columns, electorate)
-            answer = aggregate(rule, votes, [v.num_records for v in electorate])
+            answer = aggregate(rule, votes, [v.num_records for v in electorate], task=run.spec.task)
             writer.write(_answers(batch.record_ids, answer))
             num_rows += len(answer.values)
             agreement.add(answer.agreement)
@@ -154,16 +154,16 @@ def evaluate(run: Run, workers: Workers, *, on_event: OnEvent = ignore) -> Quali
         return None
     electorate = voters(run)
     on_event(PhaseStarted(text="measuring on the test table"))
-    source = open_source(run.spec.config.data, run.spec.config.data.test)
+    source = open_source(run.spec.config.data, run.spec.config.data.test, for_training=False)
     rule = rule_for(run.spec.config.aggregation, run.spec.task)
     weights = [v.num_records for v in electorate]
     total = Score(run.spec.task)
     each = [Score(run.spec.task) for _ in electorate]
     for batch in source.batches(_BATCH_ROWS):
         votes = _ask(run, workers, batch.columns, electorate)
-        total.add(aggregate(rule, votes, weights).values, batch.columns)
+        total.add(aggregate(rule, votes, weights, task=run.spec.task).values, batch.columns)
         for score, vote in zip(each, votes, strict=True):
-            score.add(aggregate("mean", vote[None], [1]).values, batch.columns)
+            score.add(aggregate("mean", vote[None], [1], task=run.spec.task).values, batch.columns)
     by_shard = {v.ref.shard: score.value for v, score in zip(electorate, each, strict=True)}
     if total.value is None:
         return None

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -26,6 +27,7 @@ Raise it with any change that alters a bit of a trained state; the golden digest
 """
 
 _CUBLAS_WORKSPACE = ":4096:8"
+_EXCLUSIVE = threading.RLock()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,31 +68,33 @@ def resolved_device(config: ArithmeticConfig) -> torch.device:
 
 @contextmanager
 def applied(config: ArithmeticConfig) -> Iterator[torch.device]:
-    """Pin threads, kernels and precision for the calling thread and give the device; restored afterwards.
+    """Pin threads, kernels and precision and give the device; restored afterwards.
 
+    These settings and the global generators are the whole process's, so other threads wait for their turn.
     ``CUBLAS_WORKSPACE_CONFIG`` is set for good, since cuBLAS reads it once.
 
     Raises:
         ConfigError: where the device is not there, or is still ``auto``.
     """
     device = resolved_device(config)
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _PINNED]
-    num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(config.threads)
-    torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(True)
-    for owner, name, value in _PINNED:
-        setattr(owner, name, value)
-    try:
-        yield device
-    finally:
-        torch.set_num_threads(num_threads)
-        torch.set_default_dtype(dtype)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        for owner, name, value in before:
+    with _EXCLUSIVE:
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in _PINNED]
+        num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.set_num_threads(config.threads)
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(True)
+        for owner, name, value in _PINNED:
             setattr(owner, name, value)
+        try:
+            yield device
+        finally:
+            torch.set_num_threads(num_threads)
+            torch.set_default_dtype(dtype)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
 
 def seeder(device: torch.device) -> Callable[[int], None]:

@@ -53,12 +53,12 @@ _EMPTY: dict[str, Any] = {"dict": dict, "list": list, "tuple": tuple}
 
 
 def encode(state: Mapping[str, Any]) -> bytes:
-    """The bytes of a state.
+    """The bytes of a state that is not empty.
 
     Raises:
         RecipeError: naming the entry that is no tensor, number, string, None, dict, list or tuple.
     """
-    leaves = sorted(_leaves(state, ""), key=lambda leaf: (-_RANKS[leaf[1].dtype], leaf[0]))
+    leaves = sorted(_leaves(state, ()), key=lambda leaf: (-_RANKS[leaf[1].dtype], leaf[0]))
     header: dict[str, Any] = {}
     offset = 0
     for name, tensor in leaves:
@@ -121,30 +121,31 @@ def _load(data: bytes) -> dict[str, torch.Tensor]:
         raise IntegrityError(f"a checkpoint's bytes are no safetensors file: {error}") from None
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of everything below ``path``."""
+    name = "/".join(path)
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.device.type == "meta" or value.dtype not in _DTYPES:
             raise RecipeError(
-                f"state entry {path!r}: a {value.layout} tensor of {value.dtype} on {value.device.type} "
+                f"state entry {name!r}: a {value.layout} tensor of {value.dtype} on {value.device.type} "
                 "cannot be saved; keep state in dense tensors of ordinary types"
             )
-        yield path, value
+        yield name, value
     elif isinstance(value, (Mapping, list, tuple)) and not value:
-        yield f"{path}:{_container(value)}", torch.empty(0, dtype=torch.uint8)
+        yield f"{name}:{_container(value)}", torch.empty(0, dtype=torch.uint8)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, _join(path, _component(key, path)))
+            yield from _leaves(item, (*path, _component(key, name)))
     elif isinstance(value, (list, tuple)):
         form = "[{}]" if isinstance(value, list) else "({})"
         for index, item in enumerate(value):
-            yield from _leaves(item, _join(path, form.format(index)))
+            yield from _leaves(item, (*path, form.format(index)))
     else:
-        kind, tensor = _scalar(value, path)
-        yield f"{path}:{kind}", tensor
+        kind, tensor = _scalar(value, name)
+        yield f"{name}:{kind}", tensor
 
 
-def _scalar(value: Any, path: str) -> tuple[str, torch.Tensor]:
+def _scalar(value: Any, name: str) -> tuple[str, torch.Tensor]:
     if value is None:
         return "none", torch.empty(0, dtype=torch.uint8)
     if isinstance(value, bool):
@@ -158,7 +159,7 @@ def _scalar(value: Any, path: str) -> tuple[str, torch.Tensor]:
             : len(value.encode())
         ]
     raise RecipeError(
-        f"state entry {path!r}: a {type(value).__name__} cannot be saved; keep state in tensors (buffers "
+        f"state entry {name!r}: a value of type {type(value).__name__} cannot be saved; keep state in tensors (buffers "
         "of the model), numbers, strings, or dicts and lists of them"
     )
 
@@ -188,22 +189,18 @@ def _restore(node: Any) -> Any:
     return {int(k[1:]) if k.startswith("#") else _unescape(k): _restore(v) for k, v in node.items()}
 
 
-def _component(key: object, path: str) -> str:
+def _component(key: object, name: str) -> str:
     if isinstance(key, str):
         return re.sub(r"[%/:#\[(]", lambda match: f"%{ord(match[0]):02X}", key)
     if isinstance(key, int) and not isinstance(key, bool):
         return f"#{key}"
     raise RecipeError(
-        f"state entry {path!r}: a key of type {type(key).__name__} cannot be saved; use strings"
+        f"state entry {name!r}: a key of type {type(key).__name__} cannot be saved; use strings"
     )
 
 
 def _unescape(component: str) -> str:
     return re.sub(r"%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), component)
-
-
-def _join(path: str, component: str) -> str:
-    return f"{path}/{component}" if path else component
 
 
 def _container(value: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> str:

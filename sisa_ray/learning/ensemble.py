@@ -1,39 +1,157 @@
-"""Interim ensemble."""
+"""The ensemble: what each constituent says, and what they say together (paper, section IV; design, clause 7)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 
-from sisa_ray.learning.arithmetic import applied
+from sisa_ray.core.config import ArithmeticConfig
+from sisa_ray.core.errors import ConfigError, RecipeError
+from sisa_ray.learning.arithmetic import applied, autocast_dtype
+from sisa_ray.learning.loader import decode_table
+from sisa_ray.learning.recipe import Batch, RecipeFactory
 from sisa_ray.learning.trainer import load_constituent
 
+Floats = npt.NDArray[np.float64]
+Task = Literal["classification", "regression"]
+Rule = Literal["majority", "mean", "median", "size_weighted"]
 
-@dataclass(frozen=True)
+RULES: dict[Task, tuple[Rule, ...]] = {
+    "classification": ("majority", "mean", "size_weighted"),
+    "regression": ("mean", "median", "size_weighted"),
+}
+"""The rules for each task; the first is the default (the paper's majority vote for labels)."""
+
+_LABEL = "label"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
-    values: np.ndarray
-    probabilities: np.ndarray | None
-    agreement: np.ndarray | None
+    """What the ensemble says about N rows.
+
+    Attributes:
+        values: labels (int64, shape ``(N,)``), or values (float64, shape ``(N,)`` or ``(N, D)``).
+        probabilities: shape ``(N, C)``: shares of the vote (majority), or (weighted) mean probabilities.
+        agreement: shape ``(N,)``: the fraction of voters whose own label is the ensemble's.
+    """
+
+    values: npt.NDArray[np.int64] | Floats
+    probabilities: Floats | None = None
+    agreement: Floats | None = None
 
 
-def rule_for(rule: str, task: str) -> str:
-    return ("majority" if task == "classification" else "mean") if rule == "auto" else rule
+def rule_for(rule: str, task: Task) -> Rule:
+    """The rule named, ``auto`` being the task's default.
+
+    Raises:
+        ConfigError: where it is none of the task's.
+    """
+    known = RULES[task]
+    if rule == "auto":
+        return known[0]
+    for candidate in known:
+        if candidate == rule:
+            return candidate
+    raise ConfigError(f"aggregation: for {task} it must be auto, {', '.join(known)}, not {rule!r}")
 
 
-def aggregate(rule, votes, weights):
-    p = votes.mean(0)
-    return Prediction(p.argmax(1), p, (votes.argmax(2) == p.argmax(1)).mean(0))
+def predict_constituent(
+    recipe: RecipeFactory, state: bytes, table: pa.Table, arithmetic: ArithmeticConfig
+) -> Floats:
+    """What one constituent says about each row of ``table`` (role columns; labels are not looked at).
 
+    Every forward pass has exactly ``arithmetic.predict_batch_size`` rows, the last one padded, so that an
+    answer's bits depend neither on the other rows asked about nor on how many there are.
 
-def predict_constituent(recipe, state, table, arithmetic):
-    out = []
+    Returns:
+        Probabilities ``(N, C)``, or values ``(N,)`` or ``(N, D)``.
+
+    Raises:
+        IntegrityError: where ``state`` is no checkpoint.
+        RecipeError: where the recipe's answer has the wrong shape.
+    """
+    rows = arithmetic.predict_batch_size
+    features = table.drop_columns([_LABEL]) if _LABEL in table.schema.names else table
+    answers: list[Floats] = []
     with applied(arithmetic) as device, torch.inference_mode():
-        r, model = load_constituent(recipe, state, device)
-        batch = r.decode({n: table[n].combine_chunks() for n in table.schema.names if n != "label"})
-        n = table.num_rows
-        for i in range(0, n, 256):
-            b = {k: v[i : i + 256] for k, v in batch.items()}
-            out.append(r.predict(model, b).to(torch.float64).numpy())
-    return np.concatenate(out)
+        made, model = load_constituent(recipe, state, device)
+        dtype = autocast_dtype(arithmetic.precision)
+        for first in range(0, features.num_rows, rows):
+            piece = features.slice(first, rows)
+            batch = _padded(decode_table(made, piece), rows, device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                answer = made.predict(model, batch)
+            if len(answer) != rows or answer.dim() > 2:
+                raise RecipeError(
+                    f"recipe {type(made).__name__}.predict: must return {rows} rows of one or two dimensions, "
+                    f"not shape {list(answer.shape)}"
+                )
+            answers.append(answer[: piece.num_rows].to("cpu", torch.float64).numpy())
+    return np.concatenate(answers) if answers else np.zeros((0, made.num_classes or 1))
+
+
+def _padded(batch: Batch, rows: int, device: torch.device) -> Batch:
+    """Tensors of exactly ``rows`` rows in fresh buffers: the first row fills the rest."""
+    padded = {}
+    for name, tensor in batch.items():
+        full = tensor.new_empty((rows, *tensor.shape[1:]))
+        full[: len(tensor)] = tensor
+        full[len(tensor) :] = tensor[:1]
+        padded[name] = full.to(device)
+    return padded
+
+
+def aggregate(rule: Rule, predictions: Floats, weights: Sequence[int], *, task: Task) -> Prediction:
+    """Combine constituents' predictions, in the order of their shards and in double precision.
+
+    Args:
+        rule: see :data:`RULES`.
+        predictions: shape ``(voters, N, C)`` for classification, ``(voters, N)`` or ``(voters, N, D)`` else.
+        weights: records of each voter; ``size_weighted`` uses them.
+        task: what the predictions are.
+    """
+    if task == "regression":
+        return Prediction(values=_combined(rule, predictions, weights))
+    labels = predictions.argmax(axis=2)
+    if rule == "majority":
+        shares = _vote_shares(labels, predictions.shape[2])
+        # Ties go to the label with the highest summed probability among the tied, then to the lowest label.
+        tied = shares == shares.max(axis=1, keepdims=True)
+        sums = _ordered_sum(predictions)
+        values = np.where(tied, sums, -np.inf).argmax(axis=1)
+        probabilities = shares
+    else:
+        probabilities = _combined(rule, predictions, weights)
+        values = probabilities.argmax(axis=1)
+    agreement = (labels == values).mean(axis=0)
+    return Prediction(values=values.astype(np.int64), probabilities=probabilities, agreement=agreement)
+
+
+def _vote_shares(labels: npt.NDArray[np.int64], num_classes: int) -> Floats:
+    votes = np.zeros((labels.shape[1], num_classes))
+    for voter in labels:
+        votes[np.arange(len(voter)), voter] += 1
+    return votes / len(labels)
+
+
+def _combined(rule: Rule, predictions: Floats, weights: Sequence[int]) -> Floats:
+    if rule == "median":
+        median: Floats = np.median(predictions, axis=0)
+        return median
+    shares = np.ones(len(predictions)) if rule == "mean" else np.asarray(weights, dtype=np.float64)
+    shape = (-1,) + (1,) * (predictions.ndim - 1)
+    return _ordered_sum(predictions * shares.reshape(shape)) / shares.sum()
+
+
+def _ordered_sum(values: Floats) -> Floats:
+    """The sum over voters, one after the other: numpy's own order depends on the array's layout."""
+    total = np.zeros(values.shape[1:])
+    for voter in values:
+        total = total + voter
+    return total

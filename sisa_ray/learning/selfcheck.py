@@ -32,8 +32,8 @@ _CAUSES = (
     "Usual causes: a random generator, counter, cache or clock kept in the recipe, its module or a global; "
     "numpy's default_rng or torch.Generator instead of the global generators; state of the model that is no "
     "parameter or persistent buffer; an optimizer whose state_dict is not all of its state. Keep such state "
-    "in the model's buffers, and draw from the global generators of torch, numpy and random, which the trainer "
-    "seeds."
+    "in the model's buffers, and draw from the global generators of torch, numpy and random: the trainer "
+    "seeds them."
 )
 
 
@@ -120,21 +120,21 @@ def self_check_alone(
     return AloneHalf(digests=digests, resumed=train(cut))
 
 
-def compare_halves(chain: ChainHalf, alone: AloneHalf) -> None:
-    """Compare what the two processes computed.
+def compare_halves(class_path: str, chain: ChainHalf, alone: AloneHalf) -> None:
+    """Compare what the two processes computed with the recipe ``class_path``.
 
     Raises:
         SelfCheckError: naming the first entry of the state that differs, and the usual causes.
     """
     if name := codec.first_unequal(chain.digests, alone.digests):
         raise SelfCheckError(
-            f"the recipe's stages are not exact: {name} after stage 2 is another one in a fresh process than "
-            f"in the process that trained stage 1. {_CAUSES}"
+            f"recipe {class_path!r}: its stages are not exact: {name} after stage 2 is another one in a "
+            f"fresh process than in the process that trained stage 1. {_CAUSES}"
         )
     if name := codec.first_unequal(alone.digests, alone.resumed):
         raise SelfCheckError(
-            f"the recipe's stages are not exact: {name} differs where a stage is interrupted after {_CUT_AT} "
-            f"steps and resumed. {_CAUSES}"
+            f"recipe {class_path!r}: its stages are not exact: {name} differs where a stage is interrupted "
+            f"after {_CUT_AT} steps and resumed. {_CAUSES}"
         )
 
 

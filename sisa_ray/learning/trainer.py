@@ -214,7 +214,7 @@ class _Stage:
                     if clock() >= due.at:
                         due.report(step + 1, self)
         due.finish(task.num_steps)
-        return None if loss is None else float(loss)
+        return None if loss is None else loss.item()
 
     def _forward(self) -> Callable[[Batch], torch.Tensor]:
         """Batch to loss, under autocast if configured."""

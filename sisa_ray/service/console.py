@@ -104,7 +104,7 @@ def _leave_quietly() -> NoReturn:
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Rich would exit with 1, which means something else here."""
-        raise SystemExit(1)
+        raise BrokenPipeError
 
 
 def standard_error() -> Console:

@@ -25,7 +25,7 @@ data:
 recipe:
   class: sisa_ray.recipes.MLPClassifier   # or a class of your own
   args: {{hidden: [64], num_classes: 10, lr: 0.003, batch_size: 16, scale: 16}}
-sisa: {{num_shards: 5, num_slices: 4, epochs: 20, seed: 0}}
+sisa: {{num_shards: 5, num_slices: 4, epochs: 40, seed: 0}}
 """
 
 

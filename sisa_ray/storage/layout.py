@@ -20,6 +20,11 @@ _PARTIAL = re.compile(
 )
 
 
+def entry_path(seq: int) -> str:
+    """The object of one entry of the commit log."""
+    return f"{LOG}{seq:020d}.json"
+
+
 def slice_path(shard: int, slice_: int, attempt: str) -> str:
     """The Parquet object of one slice."""
     return f"{DATA}shard={shard:05d}/slice={slice_:04d}/{attempt}/part.parquet"

@@ -1,80 +1,81 @@
-"""Interim local store."""
+"""Object storage behind one small interface: a local directory or a bucket on S3."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from sisa_ray.core.errors import ObjectExists, ObjectMissing
+from sisa_ray.core.errors import ConfigError
+from sisa_ray.storage.retry import DEFAULT_PATIENCE_S
+
+PATIENCE_VARIABLE = "SISA_RAY_STORAGE_PATIENCE_S"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
+    """One object of a listing, its path relative to the store's root."""
+
     path: str
     size_bytes: int
 
 
-class ObjectStore:
-    def __init__(self, url: str) -> None:
-        self.url = url
+class ObjectStore(Protocol):
+    """Objects under a root. Picklable; paths are relative, joined by ``/``; nothing is cached.
 
-    def _p(self, path: str) -> Path:
-        return Path(self.url) / path
+    Failures that may pass are retried with patience, then :class:`StorageUnavailable` is raised; definite ones
+    (:class:`BucketMissing`, :class:`StorageDenied`, :class:`StorageFull`) are raised at once.
+    """
+
+    @property
+    def url(self) -> str:
+        """The root: an absolute path, or ``s3://bucket/prefix``."""
 
     def get(self, path: str) -> bytes:
-        try:
-            return self._p(path).read_bytes()
-        except FileNotFoundError:
-            raise ObjectMissing(f"{self.url}/{path}: missing") from None
+        """All bytes of an object. Raises ObjectMissing."""
 
     def open(self, path: str) -> BinaryIO:
-        return self._p(path).open("rb")
+        """An object to read in pieces; seekable. Raises ObjectMissing."""
 
     def put(self, path: str, data: bytes | memoryview) -> None:
-        p = self._p(path)
-        p.parent.mkdir(parents=True, exist_ok=True)
-        t = p.parent / f".tmp-{uuid.uuid4().hex}"
-        t.write_bytes(data)
-        os.replace(t, p)
+        """Write an object whole: it is there with all its bytes, durable, or not at all."""
 
     def create(self, path: str, data: bytes) -> None:
-        p = self._p(path)
-        p.parent.mkdir(parents=True, exist_ok=True)
-        t = p.parent / f".tmp-{uuid.uuid4().hex}"
-        t.write_bytes(data)
-        try:
-            os.link(t, p)
-        except FileExistsError:
-            raise ObjectExists(path) from None
-        finally:
-            t.unlink()
+        """Write an object if there is none. Raises ObjectExists, also where our own lost attempt had won."""
 
     def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
-        root = Path(self.url)
-        for d, _, files in os.walk(root):
-            for f in files:
-                if f.startswith(".tmp-"):
-                    continue
-                p = Path(d) / f
-                rel = p.relative_to(root).as_posix()
-                if rel.startswith(prefix):
-                    yield ObjectInfo(path=rel, size_bytes=p.stat().st_size)
+        """Objects whose path begins with ``prefix``.
+
+        ``all_versions`` adds what only storage itself can see: noncurrent versions, deletion markers,
+        unfinished uploads and temporary files. Deleting their paths removes them.
+        """
 
     def delete(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            self._p(path).unlink(missing_ok=True)
+        """Delete objects, all their versions and unfinished uploads included. Missing ones are fine."""
 
     def exists(self, path: str) -> bool:
-        return self._p(path).exists()
+        """Whether there is an object at ``path``."""
 
     def child(self, prefix: str) -> ObjectStore:
-        return ObjectStore(f"{self.url}/{prefix.rstrip('/')}")
+        """The store rooted at ``prefix`` below this one."""
 
 
 def open_store(url: str) -> ObjectStore:
-    return ObjectStore(url)
+    """The store at ``url``: a local path or ``s3://bucket/prefix``.
+
+    ``SISA_RAY_STORAGE_PATIENCE_S`` sets how many seconds storage may stay away before a command gives up.
+
+    Raises:
+        ConfigError: for another scheme.
+    """
+    patience_s = float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+    if url.startswith("s3://"):
+        from sisa_ray.storage.s3 import S3Store
+
+        return S3Store(url, patience_s=patience_s)
+    if "://" in url:
+        raise ConfigError(f"storage: {url} is neither a local path nor an s3:// URL")
+    from sisa_ray.storage.local import LocalStore
+
+    return LocalStore(url, patience_s=patience_s)

@@ -13,7 +13,7 @@ import pytest
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import ConfigError, RunConflict
-from sisa_ray.core.records import StageBuilt, StageRef
+from sisa_ray.core.records import GenerationPublished, StageBuilt, StageRef
 from sisa_ray.execution import commands
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.results import VerifyResult
@@ -126,16 +126,10 @@ def recommit(config: SisaConfig, **changes: object) -> None:
 def test_a_stage_trained_on_somebody_else_is_different(forgotten_run: SisaConfig) -> None:
     """The log says it is right and the object fits the log: only re-execution can tell."""
     run = existing_run(forgotten_run)
-    other = run.state.stages[0, 3]
-    last = run.state.stages[1, 3]
-    assert other.path is not None
-    run.commit(
-        StageBuilt(
-            ref=last.model_copy(
-                update={"path": other.path, "file_digest": other.file_digest, "size_bytes": other.size_bytes}
-            )
-        )
-    )
+    other, last = run.state.stages[0, 3], run.state.stages[1, 3]
+    published = run.state.published_keys
+    wrong = {"path": other.path, "file_digest": other.file_digest, "size_bytes": other.size_bytes}
+    run.commit(StageBuilt(ref=last.model_copy(update=wrong)), GenerationPublished(generation=9, keys=published))
     result = check(forgotten_run)
     assert result.first_difference == "checkpoint of stage 3 of shard 1: bits differ"
 

@@ -115,7 +115,7 @@ def verify_result(**changes: Any) -> VerifyResult:
         outcome="bit-identical",
         source="source tables",
         shards=(0, 1),
-        num_slices=2,
+        num_slices=4,
         num_checkpoints=4,
         num_predictions=100,
         seconds=2.0,

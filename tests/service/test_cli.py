@@ -293,6 +293,6 @@ def test_a_reader_that_leaves_early_is_no_failure_with_a_traceback() -> None:
 
 
 def test_a_terminal_without_unicode_is_no_failure() -> None:
-    result = in_a_process("verify", "r.yaml", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    result = in_a_process("train", "r.yaml", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0, result.stderr
     assert "2 shards ? 2 slices" in result.stdout

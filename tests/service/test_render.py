@@ -76,6 +76,7 @@ def test_the_unknown_come_first_and_long_lists_are_cut() -> None:
     assert first.startswith("line 60")
     assert "person" not in text
     assert "… and 11 more; --json lists all" in text
+    assert sum(line.startswith("line ") for line in text.splitlines()) == 50
     assert "person-60" in shown(render.unlearn_text(unlearn_result(outcomes), people(61), show_ids=True))
 
 
@@ -85,8 +86,8 @@ def test_the_unknown_come_first_and_long_lists_are_cut() -> None:
 )
 def test_verify_is_one_line(outcome: str, answer: str) -> None:
     assert shown(render.verify_text(verify_result(outcome=outcome))) == (
-        "2 shards × 2 slices trained from scratch (from the source tables), 4 checkpoints and "
-        f"100 predictions compared in 2.0 s: bit-identical: {answer}"
+        "4 slices, 4 checkpoints and 100 predictions of 2 shards compared with training from scratch "
+        f"(from the source tables) in 2.0 s: bit-identical: {answer}"
     )
 
 

@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from sisa_ray.core.config import Precision
+from sisa_ray.core.errors import IntegrityError, RecipeError
+from sisa_ray.learning import codec, trainer
+from sisa_ray.learning.arithmetic import applied
+from sisa_ray.learning.recipe import Batch, RecipeFactory, new_recipe
+from sisa_ray.learning.trainer import Partial, StageTask, load_constituent, train_stage
+from tests.learning.goldens import check_golden
+from tests.learning.recipes import Conv, DropoutAdam, Plain
+from tests.learning.sources import (
+    CPU,
+    SCHEMA,
+    SEED,
+    arithmetic,
+    fresh_process,
+    load,
+    make_slices,
+    recipe,
+    train,
+    train_fresh,
+)
+
+SIZES = [13, 0, 9]
+NAMES = ["Plain", "DropoutAdam", "Conv"]
+PRECISIONS: list[Precision] = ["fp32", "bf16", "fp16"]
+
+
+def of(kind: type[Plain], **attributes: Any) -> RecipeFactory:
+    """A factory of a class defined in a test."""
+
+    def make() -> Plain:
+        made = kind()
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        made.bind(SCHEMA)
+        return made
+
+    return make
+
+
+def stages(make: RecipeFactory, **kwargs: Any) -> list[bytes]:
+    """Stages 1 to 3 in this process, one after the other."""
+    data = load(make_slices(SIZES), make)
+    states: list[bytes] = []
+    for stage in (1, 2, 3):
+        states.append(train(make, data, stage=stage, start=states[-1] if states else None, **kwargs))
+    return states
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_at_any_step_and_resumed_is_undisturbed(name: str, precision: Precision) -> None:
+    make = recipe(name)
+    slices = make_slices(SIZES, 3)
+    settings = arithmetic(precision=precision)
+    start = train(make, load(slices, make), settings=settings)
+    partials: dict[int, bytes] = {}
+    whole = train(make, load(slices, make), stage=3, start=start, settings=settings, on_partial=partials.__setitem__)
+    assert sorted(partials) == list(range(1, 9))
+    for step, data in partials.items():
+        again = train(
+            make,
+            load(slices, make, "streaming"),
+            stage=3,
+            start=start,
+            resume=Partial(step=step, data=data),
+            settings=settings,
+        )
+        assert codec.first_difference(again, whole) is None
+        assert again == whole
+
+
+def test_stages_in_fresh_processes_are_those_of_one_process() -> None:
+    with fresh_process() as one, fresh_process() as other:
+        for name in NAMES:
+            expected = stages(recipe(name), settings=arithmetic(precision="bf16"))
+            last, partials = expected[1], {}
+            train(
+                recipe(name),
+                load(make_slices(SIZES), recipe(name)),
+                stage=3,
+                start=last,
+                settings=arithmetic(precision="bf16"),
+                on_partial=partials.__setitem__,
+            )
+            common: dict[str, Any] = {"name": name, "sizes": SIZES, "precision": "bf16"}
+            second = one.submit(train_fresh, **common, stage=2, start=expected[0], kind="streaming")
+            resume = Partial(step=4, data=partials[4])
+            third = other.submit(train_fresh, **common, stage=3, start=last, resume=resume)
+            assert second.result() == expected[1]
+            assert third.result() == expected[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generators_and_settings_before_the_call_do_not_matter(name: str) -> None:
+    make = recipe(name)
+    expected = stages(make)
+    torch.manual_seed(123)
+    torch.randn(3)
+    np.random.seed(5)  # noqa: NPY002 - the generator that recipes draw from
+    np.random.normal()  # noqa: NPY002 - leaves a second normal number in its cache
+    random.seed(7)
+    random.gauss(0, 1)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    try:
+        assert stages(make) == expected
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("change", ["seed", "shard", "stage", "num_steps", "batch_size", "lr"])
+def test_each_input_changes_the_bits(change: str) -> None:
+    def state(**kwargs: Any) -> bytes:
+        args = {key: kwargs.pop(key) for key in ("batch_size", "lr") if key in kwargs}
+        make = recipe("Plain", **args)
+        return train(make, load(make_slices([20]) * 2, make), **kwargs)
+
+    changed = {"seed": 12, "shard": 1, "stage": 2, "num_steps": 8, "batch_size": 4, "lr": 0.2}
+    weights = [codec.decode(s)["model"]["weight"] for s in (state(), state(**{change: changed[change]}))]
+    assert not weights[0].equal(weights[1])
+
+
+def test_every_generator_depends_on_every_step() -> None:
+    class Noting(Plain):
+        draws: list[tuple[float, float, float]]
+
+        def augment(self, batch: Batch) -> Batch:
+            numpy_draw = float(np.random.random())  # noqa: NPY002 - the generator that recipes draw from
+            self.draws.append((torch.rand(()).item(), numpy_draw, random.random()))
+            return batch
+
+    draws: list[tuple[float, float, float]] = []
+    make = of(Noting, draws=draws)
+    data = load(make_slices([20]), make)
+    train(make, data, num_steps=6)
+    assert all(len(set(column)) == 6 for column in zip(*draws, strict=True))
+    first = list(draws)
+    draws.clear()
+    partials: dict[int, bytes] = {}
+    train(make, data, num_steps=6, on_partial=partials.__setitem__)
+    assert draws == first
+    draws.clear()
+    train(make, data, num_steps=6, resume=Partial(step=4, data=partials[4]))
+    assert draws == first[4:]
+
+
+def test_seeds_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = stages(recipe("DropoutAdam"))
+    monkeypatch.setattr(trainer, "_SEEDS_AT_ONCE", 2)
+    assert stages(recipe("DropoutAdam")) == expected
+
+
+def test_it_is_the_obvious_loop() -> None:
+    """The slow oracle: build, load, seed, gather, step, as the contract says."""
+    make = recipe("Conv")
+    data = load(make_slices([20]), make)
+    start = train(make, data)
+    with applied(arithmetic()):
+        made = new_recipe(make)
+        model = made.build_model()
+        saved = codec.decode(start)
+        model.load_state_dict(saved["model"])
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = made.build_optimizer(model)
+        for index, entries in saved["optimizer"]["state"].items():
+            parameter = optimizer.param_groups[0]["params"][index]
+            moments = torch.empty_like(parameter).copy_(entries["momentum_buffer"]).detach()
+            optimizer.state[parameter]["momentum_buffer"] = moments
+        batches = list(data.batches(shard=0, stage=1, batch_size=5, first_step=0, last_step=9))
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = 0.05 * made.learning_rate(1, 3, step / 9)
+            optimizer.zero_grad()
+            made.loss(model.train(), batch).backward()
+            optimizer.step()
+            with torch.no_grad():
+                made.after_step(model)
+    trained = codec.decode(train(make, data, start=start))["model"]
+    assert all(trained[name].equal(value) for name, value in model.state_dict().items())
+
+
+def test_a_stage_without_steps_gives_back_its_start() -> None:
+    make = recipe("DropoutAdam")
+    data = load(make_slices([0, 4]), make)
+    initial = train(make, data, num_steps=0)
+    assert train(make, data, stage=2, num_steps=0, start=initial) is initial
+    assert train(make, data, num_steps=0) == initial
+    assert train(make, data, stage=2, start=initial) != initial
+
+
+def test_fewer_rows_than_a_batch_are_repeated() -> None:
+    make = recipe("Plain", batch_size=5)
+    data = load(make_slices([1]), make)
+    assert train(make, data, num_steps=3) == train(make, load(make_slices([1]), make, "streaming"), num_steps=3)
+
+
+def test_the_learning_rate_sees_stage_and_fraction_and_scales_the_optimizer_s_own() -> None:
+    class Scheduled(Plain):
+        calls: list[tuple[int, int, float]]
+        rates: list[list[float]]
+
+        def build_model(self) -> nn.Module:
+            return nn.Sequential(nn.Linear(self.width, 4), nn.Linear(4, 3))
+
+        def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+            first, second = model.children()
+            groups = [{"params": first.parameters()}, {"params": second.parameters(), "lr": torch.tensor(0.5)}]
+            self.optimizer = torch.optim.SGD(groups, lr=0.25)
+            return self.optimizer
+
+        def learning_rate(self, stage: int, num_stages: int, fraction: float) -> float:
+            self.calls.append((stage, num_stages, fraction))
+            return 0.5**stage
+
+        def after_step(self, model: nn.Module) -> None:
+            self.rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
+
+    calls: list[tuple[int, int, float]] = []
+    rates: list[list[float]] = []
+    make = of(Scheduled, calls=calls, rates=rates)
+    data = load(make_slices([8, 8]), make)
+    start = train(make, data, num_steps=2)
+    train(make, data, stage=2, num_steps=4, start=start)
+    assert calls == [(1, 3, 0.0), (1, 3, 0.5), *((2, 3, f) for f in (0.0, 0.25, 0.5, 0.75))]
+    assert rates == [[0.125, 0.25]] * 2 + [[0.0625, 0.125]] * 4
+
+
+class Lion(torch.optim.Optimizer):
+    """Keeps moments in double precision, a counter in a parameter group, and zeroes gradients its own way."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.01, "count": 0, "names": ("a", None, True)})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        self.param_groups[0]["count"] += 1
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["moment"] = torch.zeros_like(parameter, dtype=torch.float64)
+                    state["seen"] = 0
+                state["seen"] += 1
+                state["moment"].mul_(0.9).add_(parameter.grad.double(), alpha=0.1 + 1e-9 * group["count"])
+                parameter.sub_(group["lr"] * state["moment"].sign() * state["seen"] ** -0.5)
+
+
+class OwnOptimizer(Plain):
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return Lion(model.parameters())
+
+
+def test_an_optimizer_of_the_user_s_own_keeps_types_counters_and_groups() -> None:
+    make = of(OwnOptimizer)
+    data = load(make_slices([20]), make)
+    partials: dict[int, bytes] = {}
+    whole = train(make, data, on_partial=partials.__setitem__)
+    optimizer = codec.decode(whole)["optimizer"]
+    assert optimizer["state"][0]["moment"].dtype == torch.float64
+    assert optimizer["param_groups"][0]["count"] == 9
+    assert optimizer["param_groups"][0]["names"] == ("a", None, True)
+    for step, partial in partials.items():
+        assert train(make, data, resume=Partial(step=step, data=partial)) == whole
+
+
+def test_restored_optimizer_state_lies_like_its_parameter() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Noting(Conv):
+        def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+            self.optimizer = torch.optim.Adam([model.get_parameter("body.3.weight")], lr=0.01)
+            return self.optimizer
+
+        def after_step(self, model: nn.Module) -> None:
+            (state,) = self.optimizer.state.values()
+            seen.append(state["exp_avg"].stride())
+
+    make = of(Noting)
+    data = load(make_slices([20]), make)
+    partials: dict[int, bytes] = {}
+    whole = train(make, data, on_partial=partials.__setitem__)
+    assert train(make, data, resume=Partial(step=3, data=partials[3])) == whole
+    assert set(seen) == {(8, 1, 8, 4)}
+
+
+def test_frozen_parameters_and_several_groups() -> None:
+    class Frozen(DropoutAdam):
+        def build_model(self) -> nn.Module:
+            model = super().build_model()
+            model.get_parameter("0.weight").requires_grad_(False)
+            return model
+
+        def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            return torch.optim.Adam([{"params": trained[:1], "lr": 0.1}, {"params": trained[1:]}], amsgrad=True)
+
+    make = of(Frozen)
+    data = load(make_slices([20]), make)
+    partials: dict[int, bytes] = {}
+    whole = train(make, data, on_partial=partials.__setitem__)
+    assert train(make, data, resume=Partial(step=5, data=partials[5])) == whole
+    untouched = codec.decode(train(make, data, num_steps=0))["model"]["0.weight"]
+    assert codec.decode(whole)["model"]["0.weight"].equal(untouched)
+
+
+def test_the_scaler_is_state() -> None:
+    class Overflowing(Plain):
+        def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            return super().loss(model, batch) * 1e4
+
+    make = of(Overflowing)
+    data = load(make_slices([20]), make)
+    settings = arithmetic(precision="fp16")
+    partials: dict[int, bytes] = {}
+    whole = train(make, data, settings=settings, on_partial=partials.__setitem__)
+    assert codec.decode(whole)["scaler"]["scale"] < 65536.0
+    for step, partial in partials.items():
+        assert train(make, data, settings=settings, resume=Partial(step=step, data=partial)) == whole
+
+
+def test_mixed_precision_computes_in_the_type_it_says() -> None:
+    class Noting(Plain):
+        dtypes: list[torch.dtype]
+
+        def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            self.dtypes.append(model(batch["features"]).dtype)
+            return super().loss(model, batch)
+
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        dtypes: list[torch.dtype] = []
+        make = of(Noting, dtypes=dtypes)
+        train(make, load(make_slices([8]), make), settings=arithmetic(precision=precision), num_steps=1)
+        assert dtypes == [dtype]
+
+
+def test_progress_is_reported_and_ends_with_the_last_step() -> None:
+    make = recipe("Plain")
+    seen: list[int] = []
+    result = train_stage(
+        recipe=make,
+        data=load(make_slices([20]), make),
+        arithmetic=arithmetic(),
+        task=StageTask(seed=0, shard=0, stage=1, num_stages=1, num_steps=40),
+        start=None,
+        on_partial=lambda step, data: pytest.fail("a minute has not passed"),
+        on_progress=seen.append,
+    )
+    assert seen[0] == 1
+    assert seen[-1] == 40
+    assert seen == sorted(seen)
+    assert result.num_steps == 40
+    assert result.seconds > 0
+    assert result.last_loss is not None
+    assert result.last_loss > 0
+
+
+def test_an_error_in_the_callback_stops_training_and_leaves_no_settings() -> None:
+    def full(step: int, data: bytes) -> None:
+        raise OSError("disk is full")
+
+    make = recipe("Plain")
+    with pytest.raises(OSError, match="disk is full"):
+        train(make, load(make_slices([20]), make), on_partial=full)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Wrong(Plain):
+    """Breaks one method."""
+
+    model: Any = None
+    optimizer: Any = None
+    value: Any = None
+
+    def build_model(self) -> Any:
+        return super().build_model() if self.model is None else self.model
+
+    def build_optimizer(self, model: nn.Module) -> Any:
+        return super().build_optimizer(model) if self.optimizer is None else self.optimizer
+
+    def loss(self, model: nn.Module, batch: Batch) -> Any:
+        return super().loss(model, batch) if self.value is None else self.value
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"model": "net"}, "Wrong.build_model: must return a torch.nn.Module, not str"),
+        ({"optimizer": 0.1}, "Wrong.build_optimizer: must return a torch optimizer, not float"),
+        ({"value": 0.5}, "Wrong.loss: must return a scalar tensor, not float"),
+        ({"value": torch.ones(4)}, r"Wrong.loss: must return a scalar tensor, not shape \[4\]; take the mean"),
+        ({"value": torch.tensor(1.0)}, "Wrong.loss: does not depend on any parameter"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(attributes: Mapping[str, Any], message: str) -> None:
+    make = of(Wrong, **attributes)
+    with pytest.raises(RecipeError, match=message):
+        train(make, load(make_slices([8]), make))
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    plain, conv = recipe("Plain"), recipe("Conv")
+    data = load(make_slices([8]), plain)
+    with pytest.raises(RecipeError, match=r"gave a model that the checkpoint does not fit: only one of them has 'average'"):
+        train(conv, data, start=train(plain, data))
+
+    class Wider(Plain):
+        def build_model(self) -> nn.Module:
+            return nn.Linear(self.width, 4)
+
+    with pytest.raises(RecipeError, match="does not fit: .*size mismatch"):
+        train(of(Wider), data, start=train(plain, data))
+
+
+def test_a_checkpoint_of_another_shard_or_step_is_refused() -> None:
+    make = recipe("Plain")
+    data = load(make_slices([8]), make)
+    partials: dict[int, bytes] = {}
+    state = train(make, data, on_partial=partials.__setitem__)
+    with pytest.raises(IntegrityError, match="another shard or seed was given to shard 1"):
+        train(make, data, start=state, shard=1)
+    with pytest.raises(IntegrityError, match="is of step 3, not 4"):
+        train(make, data, resume=Partial(step=4, data=partials[3]))
+
+
+def test_state_that_cannot_be_saved_is_named() -> None:
+    class Odd(Plain):
+        def build_model(self) -> nn.Module:
+            model = super().build_model()
+            model.register_buffer("table", torch.ones(2, 2).to_sparse())
+            return model
+
+    make = of(Odd)
+    with pytest.raises(RecipeError, match="'model/table'"):
+        train(make, load(make_slices([8]), make))
+
+
+def test_a_constituent_predicts_as_it_was_trained() -> None:
+    class RandomFeatures(Plain):
+        def build_model(self) -> nn.Module:
+            model = nn.Sequential(nn.Linear(self.width, 3), nn.Dropout(0.5))
+            model.register_buffer("projection", torch.randn(self.width, self.width), persistent=False)
+            self.built = model
+            return model
+
+        def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            result: torch.Tensor = model(batch["features"] @ model.get_buffer("projection"))
+            return result
+
+    make = of(RandomFeatures)
+    data = load(make_slices([8]), make)
+    state = train(make, data)
+    torch.manual_seed(99)
+    made, model = load_constituent(make, state, CPU)
+    again, same_model = load_constituent(make, state, CPU)
+    assert not model.training
+    batch = next(iter(data.batches(shard=0, stage=1, batch_size=8, first_step=0, last_step=1)))
+    assert made.predict(model, batch).equal(again.predict(same_model, batch))
+    assert model.get_parameter("0.weight").equal(codec.decode(state)["model"]["0.weight"])
+    other = train(make, data, shard=1)
+    assert not load_constituent(make, other, CPU)[1].get_buffer("projection").equal(model.get_buffer("projection"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name: str, precision: Precision) -> None:
+    state = stages(recipe(name), settings=arithmetic(precision=precision))[-1]
+    check_golden(f"{name}-{precision}", state)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_gpu_cut_and_resumed_is_undisturbed(name: str, precision: Precision) -> None:
+    make = recipe(name)
+    settings = arithmetic(device="cuda", precision=precision)
+    gpu = torch.device("cuda", 0)
+    slices = make_slices(SIZES, 3)
+    start = train(make, load(slices, make, "resident", gpu), settings=settings)
+    partials: dict[int, bytes] = {}
+    resident = load(slices, make, "resident", gpu)
+    whole = train(make, resident, stage=3, start=start, settings=settings, on_partial=partials.__setitem__)
+    for step, data in partials.items():
+        streaming = load(slices, make, "streaming", gpu)
+        resume = Partial(step=step, data=data)
+        assert train(make, streaming, stage=3, start=start, resume=resume, settings=settings) == whole
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_model_starts_from_the_weights_of_the_cpu() -> None:
+    make = recipe("Conv")
+    gpu = torch.device("cuda", 0)
+    initial = train(make, load(make_slices([8]), make, "resident", gpu), num_steps=0, settings=arithmetic(device="cuda"))
+    assert initial == train(make, load(make_slices([8]), make), num_steps=0)
