@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _MAX_DEATHS_WITHOUT_PROGRESS = 5
+_NO_SHARD = -1
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, OutOfMemoryError)
 
+T = TypeVar("T")
 Replan = Callable[[int], ShardPlan | None]
 OnShardEvent = Callable[[ShardEvent], None]
 
@@ -101,12 +103,12 @@ class ShardPool:
                 self.start(len(self._idle) + 1)
         if self._idle and not fresh:
             return self._idle.pop()
-        if not self._starting:
-            self.start(1)
-        ready, _ = ray.wait(list(self._starting), num_returns=1)
-        actor = self._starting.pop(ready[0])
-        self._get(ready[0])
-        return actor
+        while True:
+            self.start(len(self._idle) + 1)
+            ready, _ = ray.wait(list(self._starting), num_returns=1)
+            actor = self._admit(ready[0])
+            if actor is not None:
+                return actor
 
     def give(self, actor: Any) -> None:
         """Return an actor."""
@@ -115,6 +117,14 @@ class ShardPool:
     def call(self, actor: Any, method: str, *args: object) -> Any:
         """Call a method of an actor and wait for the answer."""
         return self._get(getattr(actor, method).remote(*args))
+
+    def outlive(self, work: Callable[[], T]) -> T:
+        """The result of work with single actors, done again where one of them dies in it."""
+        while True:
+            try:
+                return work()
+            except _DEATHS as error:
+                self._count_death(_NO_SHARD, error)
 
     def build(
         self, plans: Sequence[ShardPlan], *, job: BuildJob, handle: OnShardEvent, replan: Replan
@@ -138,11 +148,11 @@ class ShardPool:
             )
             for item in ready:
                 if item in self._starting:
-                    self._admit(item)
-                else:
-                    again = self._advance(item, handle, replan)
-                    if again is not None:
-                        waiting.appendleft(again)
+                    self._idle += filter(None, [self._admit(item)])
+                    continue
+                again = self._advance(item, handle, replan)
+                if again is not None:
+                    waiting.appendleft(again)
 
     def share(self, value: object) -> Any:
         """Put a value where every actor can read it once."""
@@ -165,13 +175,13 @@ class ShardPool:
             ready, _ = ray.wait([*self._starting, *running], num_returns=1, timeout=_POLL_S)
             for item in ready:
                 if item in self._starting:
-                    self._admit(item)
+                    self._idle += filter(None, [self._admit(item)])
                     continue
                 actor, number = running.pop(item)
                 try:
                     results[number] = self._get(item)
                 except _DEATHS as error:
-                    self._count_death(-1, error)
+                    self._count_death(_NO_SHARD, error)
                     waiting.append(number)
                 else:
                     self._idle.append(actor)
@@ -185,14 +195,15 @@ class ShardPool:
         self._starting.clear()
         self._busy.clear()
 
-    def _admit(self, ready: Any) -> None:
+    def _admit(self, ready: Any) -> Any | None:
+        """An actor that has loaded, or None if it died of that."""
         actor = self._starting.pop(ready)
         try:
             self._get(ready)
         except _DEATHS as error:
-            self._count_death(-1, error)
-            return
-        self._idle.append(actor)
+            self._count_death(_NO_SHARD, error)
+            return None
+        return actor
 
     def _advance(self, stream: Any, handle: OnShardEvent, replan: Replan) -> ShardPlan | None:
         """Take the next event of a stream; the plan to queue again if its actor is done for."""

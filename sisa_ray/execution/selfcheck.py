@@ -19,6 +19,10 @@ def self_check(run: Run, pool: ShardPool, job: BuildJob) -> dict[str, str] | Non
     Raises:
         SelfCheckError: where a stage depends on more than the checkpoint before it.
     """
+    return pool.outlive(lambda: _self_check(run, pool, job))
+
+
+def _self_check(run: Run, pool: ShardPool, job: BuildJob) -> dict[str, str] | None:
     slices = _a_shards_slices(run.state)
     first = pool.take()
     platform: dict[str, str] = pool.call(first, "ready")

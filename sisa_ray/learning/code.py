@@ -19,10 +19,11 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import FileFinder, ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -32,6 +33,11 @@ from sisa_ray.core.identity import CodeIdentity
 from sisa_ray.learning.arithmetic import NUMERICS
 
 _STANDARD = frozenset(sys.stdlib_module_names) | frozenset(sys.builtin_module_names)
+_LOADERS = (
+    (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
+    (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES),
+    (importlib.machinery.SourcelessFileLoader, importlib.machinery.BYTECODE_SUFFIXES),
+)
 _PLATFORM = frozenset({"torch", "sisa-ray"})
 """Distributions that no key names: torch is the platform, sisa_ray is represented by ``NUMERICS``."""
 
@@ -90,7 +96,6 @@ def recipe_code(class_path: str, search_dirs: Sequence[str] = ()) -> RecipeCode:
     Raises:
         RecipeError: where something cannot be found or has no readable source.
     """
-    importlib.invalidate_caches()
     file_name, colon, class_name = class_path.rpartition(":")
     if colon:
         file = _find_file(file_name, search_dirs, class_path)
@@ -162,6 +167,7 @@ class _Walk:
         self._roots = list(roots)
         self._class_path = class_path
         self._specs: dict[str, ModuleSpec | None] = {}
+        self._finders: dict[str, FileFinder] = {}
 
     def root_of(self, module: str) -> str | None:
         top = module.partition(".")[0]
@@ -211,15 +217,27 @@ class _Walk:
         if parent:
             spec = self._specs[parent]
             locations = None if spec is None else spec.submodule_search_locations
-            return None if locations is None else PathFinder.find_spec(name, list(locations))
+            return None if locations is None else self._search(name, locations)
         # One search over both: as in Python, a mere directory never hides a package further down the path.
-        found = PathFinder.find_spec(name, [*self._roots, *sys.path])
+        found = self._search(name, [*self._roots, *sys.path])
         if found is not None:
             return found
-        for finder in sys.meta_path:  # editable installs bring finders of their own
+        for finder in sys.meta_path:  # editable installs and archives have finders of their own
             if finder is not _FINDER and (spec := finder.find_spec(name, None)) is not None:
                 return spec
         return None
+
+    def _search(self, name: str, locations: Iterable[str]) -> ModuleSpec | None:
+        """What Python finds in some directories; its own search would need the parent packages imported."""
+        portions: list[str] = []
+        for location in locations:
+            if location not in self._finders:
+                self._finders[location] = FileFinder(location, *_LOADERS)
+            spec = self._finders[location].find_spec(name)
+            if spec is not None and spec.loader is not None:
+                return spec
+            portions += (spec.submodule_search_locations or []) if spec is not None else []
+        return _namespace(name, portions) if portions else None
 
     def _installed(self, name: str) -> bool:
         """Note the distributions that bring a module; False where none claims it."""
@@ -267,9 +285,9 @@ def _parse(data: bytes, path: Path) -> ast.Module:
 
 def _imports(tree: ast.Module, package: str, problem: Any) -> Iterator[tuple[str, bool]]:
     """Absolute names that a module imports; True marks names that may be attributes instead of modules."""
-    pending: list[ast.AST] = [tree]
+    pending: deque[ast.AST] = deque([tree])
     while pending:
-        node = pending.pop()
+        node = pending.popleft()
         if isinstance(node, ast.If) and _is_type_checking(node.test):
             pending.extend(node.orelse)  # never executed otherwise
             continue
@@ -335,6 +353,12 @@ def _find_file(name: str, search_dirs: Sequence[str], class_path: str) -> Path:
     )
 
 
+def _namespace(name: str, locations: Iterable[str]) -> ModuleSpec:
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = list(locations)
+    return spec
+
+
 class _BytesLoader(importlib.machinery.SourceFileLoader):
     """Executes the bytes that were hashed, whatever the disk or a byte-code cache holds by now."""
 
@@ -368,9 +392,7 @@ class _Finder(importlib.abc.MetaPathFinder):
                 fullname, source.path, loader=loader, submodule_search_locations=locations
             )
         if fullname in self.namespaces:
-            spec = ModuleSpec(fullname, None, is_package=True)
-            spec.submodule_search_locations = list(self.namespaces[fullname])
-            return spec
+            return _namespace(fullname, self.namespaces[fullname])
         return None
 
 

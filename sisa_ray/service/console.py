@@ -8,8 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -31,10 +32,11 @@ _STORY_WIDTH = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What the common options ask for."""
+    """What the common options ask for, and where the result goes: standard output as it was at the start."""
 
     as_json: bool
     quiet: bool
+    result: TextIO = field(default_factory=lambda: sys.stdout)
 
     def display(self, training: str = "training") -> Display:
         """The progress display."""
@@ -46,37 +48,40 @@ class Output:
 
     def story(self) -> Console:
         """Where a command tells its story as it goes: standard output, unless that is for JSON alone."""
-        stream = sys.stderr if self.as_json else sys.stdout
         if self.as_json and self.quiet:
             return Console(quiet=True)
+        stream = sys.stderr if self.as_json else self.result
         console = _console(stream)
-        return console if console.is_terminal else _console(stream, width=_STORY_WIDTH)
+        return _console(
+            stream, width=min(console.width, _STORY_WIDTH) if console.is_terminal else _STORY_WIDTH
+        )
 
     def emit(self, document: dict[str, Any], text: Callable[[], RenderableType] | None = None) -> None:
         """The result: one JSON document, or ``text`` for people."""
-        try:
-            if self.as_json or text is None:
-                sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-            else:
-                standard_output().print(text())
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _leave_quietly()
+        if self.as_json or text is None:
+            self._write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            return
+        console = _console(self.result)
+        if not console.is_terminal:  # wide, so that no table is cut
+            console = _console(self.result, width=_PIPE_WIDTH)
+        with console.capture() as capture:
+            console.print(text())
+        self._write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
         """Run a command's work: what fails ends the program with the exit code that scripts can use.
 
-        Whatever libraries and recipes print goes to standard error, so that standard output has the result
-        and nothing else.
+        From here on whatever libraries and recipes print goes to standard error, for good: Ray prints from
+        threads that outlive the work, and standard output has the result and nothing else.
         """
+        sys.stdout = sys.stderr
         try:
-            with contextlib.redirect_stdout(sys.stderr):
-                yield
+            yield
         except SisaError as error:
             self._fail(error, str(error), error.exit_code)
         except BrokenPipeError:
-            _leave_quietly()
+            self._leave_quietly()
         except KeyboardInterrupt:
             self._fail(
                 KeyboardInterrupt(),
@@ -91,14 +96,20 @@ class Output:
         standard_error().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
         if self.as_json:
             document = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
-            sys.stdout.write(json.dumps({"error": document}, indent=2) + "\n")
+            self._write(json.dumps({"error": document}, indent=2) + "\n")
         raise typer.Exit(exit_code) from None
 
+    def _write(self, text: str) -> None:
+        try:
+            self.result.write(text)
+            self.result.flush()
+        except BrokenPipeError:
+            self._leave_quietly()
 
-def _leave_quietly() -> NoReturn:
-    """The reader of standard output has what it wanted; what Python has still to flush goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
-    raise typer.Exit(EXIT_BROKEN_PIPE) from None
+    def _leave_quietly(self) -> NoReturn:
+        """The reader has what it wanted; what Python has still to flush goes nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.result.fileno())
+        raise typer.Exit(EXIT_BROKEN_PIPE) from None
 
 
 class _Console(Console):
@@ -112,13 +123,7 @@ def standard_error() -> Console:
     return _console(sys.stderr)
 
 
-def standard_output() -> Console:
-    """A console on standard output; wide where it is no terminal, so that no table is cut."""
-    console = _console(sys.stdout)
-    return console if console.is_terminal else _console(sys.stdout, width=_PIPE_WIDTH)
-
-
-def _console(stream: Any, width: int | None = None) -> Console:
-    if hasattr(stream, "reconfigure"):
+def _console(stream: TextIO, width: int | None = None) -> Console:
+    if isinstance(stream, TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal that lacks "×" shows "?" instead of failing
     return _Console(file=stream, highlight=False, width=width)

@@ -6,12 +6,11 @@ import contextlib
 import json
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from sisa_ray.execution.results import TrainResult, UnlearnResult, VerifyResult
@@ -36,31 +35,31 @@ def run_demo(directory: str, output: Output, story: Console) -> dict[str, Any]:
     files = DemoFiles(directory=Path(directory))
     make_room(files)
     num_train, num_test = write_digits(files)
-    story.print(Text("A model that can forget people, and the proof that it did.\n", style="bold"))
+    story.print(Text("A model that can forget people, and the proof that it did.", style="bold"))
     _step(story, 1, "The data", _about_data(files, num_train, num_test))
 
     _step(story, 2, "Training", _ABOUT_TRAINING)
     with output.display() as display:
         trained = commands.train(files.config, on_event=display)
-    story.print(_indented(_training_figures(trained)))
+    _tell(story, _training_figures(trained))
     before = commands.status(files.config)
 
     _step(story, 3, "Forgetting", _ABOUT_FORGETTING)
     with output.display("retraining") as display:
         unlearned = commands.unlearn(files.config, _LEAVERS, on_event=display)
-    story.print(_indented(_where(unlearned)))
-    story.print(_indented(Text(_forgetting_figures(unlearned, len(before.stages)))))
+    _tell(story, _where(unlearned))
+    _tell(story, _forgetting_figures(unlearned, len(before.stages)))
 
     _step(story, 4, "The proof", _ABOUT_PROOF)
     with output.display("training from scratch") as display:
         verified = commands.verify(files.config, on_event=display)
-    story.print(_indented(_proof_figures(verified)))
+    _tell(story, _proof_figures(verified))
 
     from sisa_ray.service.picture import draw
 
     after = commands.status(files.config)
     draw(before, after, unlearned, files.picture, bit_identical=verified.bit_identical)
-    _step(story, 5, "Go on from here", None)
+    _step(story, 5, "Go on from here")
     program = _program()
     for command in (f"status {files.config}", f"unlearn {files.config} {_NEXT_LEAVER}"):
         story.print(Text(f"   {program} {command}"), soft_wrap=True)  # in one piece, to be copied
@@ -98,51 +97,44 @@ _ABOUT_PROOF = (
 )
 
 
-def _training_figures(trained: TrainResult) -> RenderableType:
+def _training_figures(trained: TrainResult) -> str:
     lines = [
-        f"Built {trained.stages_built} stages in {duration(trained.seconds)}. "
+        f"Built {trained.stages_built} stages in {duration(trained.seconds)}, most of it to start Ray. "
         f"Accuracy on the test digits: {_percent(trained.ensemble)} by vote."
     ]
     alone = ", ".join(_percent(value) for value in trained.constituents)
     lines.append(f"Each network alone: {alone}.")
-    return Text("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:
     return "(empty)" if value is None else measure("accuracy", value)
 
 
-def _where(unlearned: UnlearnResult) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("tag", "was in"):
-        table.add_column(heading)
-    for row in unlearned.rows:
-        table.add_row(row.tag[:TAG_DIGITS], f"shard {row.shard}, slice {row.slice}")
-    return table
+def _where(unlearned: UnlearnResult) -> str:
+    return "\n".join(
+        f"{row.tag[:TAG_DIGITS]}  was in shard {row.shard}, slice {row.slice}" for row in unlearned.rows
+    )
 
 
 def _forgetting_figures(unlearned: UnlearnResult, num_stages: int) -> str:
     share = unlearned.record_visits / unlearned.full_retrain_record_visits
     return (
-        f"\nRebuilt {unlearned.stages_rebuilt} of {num_stages} stages in {duration(unlearned.seconds)}: "
+        f"Rebuilt {unlearned.stages_rebuilt} of {num_stages} stages in {duration(unlearned.seconds)}: "
         f"{unlearned.record_visits:,} record-visits (training on one record once), against "
         f"{unlearned.full_retrain_record_visits:,} for full retraining: {share:.0%} of the work.\n"
         f"Purged {unlearned.objects_purged} old files (slices, saved networks), verified that they are gone."
     )
 
 
-def _proof_figures(verified: VerifyResult) -> RenderableType:
-    answer = (
-        "yes" if verified.bit_identical else "NO" if verified.bit_identical is False else "not comparable"
-    )
-    text = Text(
+def _proof_figures(verified: VerifyResult) -> str:
+    answer = {True: "yes", False: "NO", None: "not comparable"}[verified.bit_identical]
+    text = (
         f"Compared {verified.num_slices} slices, {verified.num_checkpoints} saved networks and "
         f"{verified.num_predictions:,} predictions in {duration(verified.seconds)}.\n"
+        f"bit-identical: {answer}"
     )
-    text.append("bit-identical: ").append(answer, style="bold green" if answer == "yes" else "bold red")
-    if verified.first_difference:
-        text.append(f"\n{verified.first_difference}")
-    return text
+    return text if verified.first_difference is None else f"{text}\n{verified.first_difference}"
 
 
 def _program() -> str:
@@ -155,11 +147,21 @@ def _program() -> str:
     return str(here)
 
 
-def _step(story: Console, number: int, title: str, text: str | None) -> None:
-    story.print(Text(f"\n{number}. {title}" if number > 1 else f"{number}. {title}", style="bold"))
+def _step(story: Console, number: int, title: str, text: str = "") -> None:
+    story.print(Text(f"\n{number}. {title}", style="bold"))
     if text:
-        story.print(_indented(Text(text)))
+        _tell(story, text)
 
 
-def _indented(content: RenderableType) -> Padding:
-    return Padding(content, (0, 0, 0, 3))
+def _tell(story: Console, text: str) -> None:
+    """Paragraphs, indented and wrapped here: a console would pad every line with spaces."""
+    for paragraph in text.split("\n"):
+        wrapped = textwrap.fill(
+            paragraph,
+            story.width,
+            initial_indent="   ",
+            subsequent_indent="   ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        story.print(Text(wrapped), soft_wrap=True)

@@ -6,9 +6,8 @@ import os
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # C++ warnings about the machine (slow disks, missing dashboards) are not about the user's work.
-    "RAY_BACKEND_LOG_LEVEL": "error",
-    "RAY_DEDUP_LOGS": "1",
+    # Said of every actor that we release. Those that really died are told of in our own words.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Announces a change of default that does not touch us: actors without a GPU use none.

@@ -54,10 +54,11 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> li
 
         def wrapped(self: LocalStore, *args: Any) -> Any:
             count[0] += 1
-            if count[0] == number and not after:
+            mine = count[0] == number  # other threads go on counting
+            if mine and not after:
                 raise Crash
             result = original(self, *args)
-            if count[0] == number:
+            if mine:
                 raise Crash
             return result
 
@@ -115,10 +116,20 @@ def kill_actor_when(
 
 
 def _is_shard_actor(process: Path) -> bool:
+    """Whether it is a shard actor of this test's own Ray: other test processes have theirs."""
     try:
-        return (process / "cmdline").read_bytes().startswith(b"ray::ShardActor")
+        return (process / "cmdline").read_bytes().startswith(b"ray::ShardActor") and _descends(process)
     except OSError:
         return False
+
+
+def _descends(process: Path) -> bool:
+    pid = int(process.name)
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
 
 
 @pytest.mark.crash

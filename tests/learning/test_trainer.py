@@ -426,7 +426,7 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
         def build_model(self) -> nn.Module:
             return nn.Linear(self.width, 4)
 
-    with pytest.raises(RecipeError, match="does not fit: .*size mismatch"):
+    with pytest.raises(RecipeError, match=r"(?s)does not fit: .*size mismatch"):
         train(of(Wider), data, start=train(plain, data))
 
 

@@ -30,6 +30,9 @@ class InlinePool:
     def call(self, actor: ShardActor, method: str, *args: object) -> Any:
         return getattr(actor, method)(*args)
 
+    def outlive(self, work: Callable[[], Any]) -> Any:
+        return work()
+
     def share(self, value: object) -> object:
         return value
 
