@@ -70,7 +70,9 @@ def configuration(directory: Path) -> SisaConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cold", action="store_true", help="include the start of Ray in the time")
     parser.add_argument("--runs", type=int, default=1, help="repeat so many times, each in a new directory")
     options = parser.parse_args()
@@ -84,7 +86,10 @@ def main() -> None:
             started = time.perf_counter()
             trained = commands.train(config)
             train_s = time.perf_counter() - started
-            people = [f"customer-{i:06d}" for i in np.random.default_rng(7).choice(NUM_ROWS, NUM_FORGOTTEN, replace=False)]
+            people = [
+                f"customer-{i:06d}"
+                for i in np.random.default_rng(7).choice(NUM_ROWS, NUM_FORGOTTEN, replace=False)
+            ]
             started = time.perf_counter()
             forgotten = commands.unlearn(config, people)
             forget_s = time.perf_counter() - started

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 from sisa_ray.core.errors import DataError
 from sisa_ray.core.partition import Layout, place
 from sisa_ray.core.planner import BuildStages, Lineage, decide, rebuild_visits, wanted_checkpoints
 from sisa_ray.core.state import ClosedBatch, RunState
 from sisa_ray.execution import opening
+from sisa_ray.execution.baselines import baseline
 from sisa_ray.execution.events import Event, Notice, OnEvent, StageFinished, ignore
 from sisa_ray.execution.intake import ingested
 from sisa_ray.execution.opening import Target
-from sisa_ray.execution.predict import evaluate
+from sisa_ray.execution.predict import evaluate, predict
 from sisa_ray.execution.results import (
     IngestResult,
+    Outcome,
     ShardSizes,
     StageStatus,
     StatusResult,
@@ -24,8 +27,11 @@ from sisa_ray.execution.results import (
     UnlearnRow,
 )
 from sisa_ray.execution.session import Session
+from sisa_ray.execution.verify import verify
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage.run import Run
+
+__all__ = ["baseline", "ingest", "predict", "status", "train", "unlearn", "verify"]
 
 
 class _Account:
@@ -187,6 +193,7 @@ def _stages(run: Run) -> tuple[StageStatus, ...]:
     for shard in range(run.spec.config.sisa.num_shards):
         for stage in range(1, run.spec.config.sisa.num_slices + 1):
             ref = run.state.stages.get((shard, stage))
+            status: Literal["built", "stale", "missing"]
             if ref is None or (ref.path is None and stage in kept):
                 status = "missing"
             else:
@@ -206,14 +213,14 @@ def _batch_of(state: RunState, request: str | None) -> ClosedBatch | None:
     return None
 
 
-def _outcome(tag: str, before: set[str], unknown: set[str]) -> str:
+def _outcome(tag: str, before: set[str], unknown: set[str]) -> Outcome:
     if tag in unknown:
         return "unknown"
     return "already forgotten" if tag in before else "forgotten"
 
 
 def _rows(
-    run: Run, subjects: Sequence[str], tags: dict[str, str], outcomes: dict[str, str]
+    run: Run, subjects: Sequence[str], tags: dict[str, str], outcomes: dict[str, Outcome]
 ) -> tuple[UnlearnRow, ...]:
     sisa = run.spec.config.sisa
     layout = Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from sisa_ray.execution.metrics import Mean, Score
 from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.results import PredictResult
 from sisa_ray.execution.workers import NewWorkers, Workers
-from sisa_ray.learning.ensemble import Prediction, aggregate, rule_for
+from sisa_ray.learning.ensemble import Prediction, Rule, aggregate, rule_for
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.output import TableWriter
 from sisa_ray.storage.run import Run
@@ -97,7 +97,7 @@ def predict(
     rule = rule_for(rule or run.spec.config.aggregation, run.spec.task)
     electorate = voters(run)
     warnings = []
-    stale = sum(not v.is_constituent for v in electorate)
+    stale = len([v for v in electorate if not v.is_constituent])
     if stale or run.state.requests:
         warnings.append(
             f"{stale} shard(s) answer from an earlier checkpoint and {len(run.state.requests)} request(s) are open; "
@@ -107,12 +107,14 @@ def predict(
     source = open_source(run.spec.config.data, table, for_training=False)
     score = Score(run.spec.task)
     agreement = Mean()
+    refs = [(run.store, v.ref) for v in electorate]
+    weights = [v.num_records for v in electorate]
     num_rows = 0
     with new_workers() as workers, TableWriter(out) as writer:
         for batch in source.batches(_BATCH_ROWS):
             on_event(PhaseStarted(text=f"predicting, {num_rows} rows done"))
-            votes = _ask(run, workers, batch.columns, electorate)
-            answer = aggregate(rule, votes, [v.num_records for v in electorate], task=run.spec.task)
+            votes = constituent_predictions(run, workers, refs, batch.columns)
+            answer = aggregate(rule, np.stack(votes), weights, task=run.spec.task)
             writer.write(_answers(batch.record_ids, answer))
             num_rows += len(answer.values)
             agreement.add(answer.agreement)
@@ -144,7 +146,7 @@ def _answers(record_ids: pa.Array | None, answer: Prediction) -> pa.Table:
     return pa.table(columns)
 
 
-def _rows(values: Floats) -> pa.Array:
+def _rows(values: npt.NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
@@ -152,26 +154,50 @@ def evaluate(run: Run, workers: Workers, *, on_event: OnEvent = ignore) -> Quali
     """Measure the ensemble and its constituents on the test table; None where the run has none."""
     if run.spec.config.data.test is None:
         return None
-    electorate = voters(run)
     on_event(PhaseStarted(text="measuring on the test table"))
-    source = open_source(run.spec.config.data, run.spec.config.data.test, for_training=False)
+    electorate = voters(run)
     rule = rule_for(run.spec.config.aggregation, run.spec.task)
     weights = [v.num_records for v in electorate]
-    total = Score(run.spec.task)
-    each = [Score(run.spec.task) for _ in electorate]
-    for batch in source.batches(_BATCH_ROWS):
-        votes = _ask(run, workers, batch.columns, electorate)
-        total.add(aggregate(rule, votes, weights, task=run.spec.task).values, batch.columns)
-        for score, vote in zip(each, votes, strict=True):
-            score.add(aggregate("mean", vote[None], [1], task=run.spec.task).values, batch.columns)
-    by_shard = {v.ref.shard: score.value for v, score in zip(electorate, each, strict=True)}
-    if total.value is None:
+    measured = measure(run, workers, [(run.store, v.ref) for v in electorate], (rule, weights))
+    if measured is None:
         return None
+    by_shard = dict(zip((v.ref.shard for v in electorate), measured.values[:-1], strict=True))
     return Quality(
-        metric=total.metric,
-        ensemble=total.value,
+        metric=measured.metric,
+        ensemble=measured.values[-1],
         constituents=tuple(by_shard.get(k) for k in range(run.spec.config.sisa.num_shards)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A metric of several models; of their ensemble, too, as the last one, where a rule was given."""
+
+    metric: Literal["accuracy", "rmse"]
+    values: tuple[float, ...]
+
+
+def measure(
+    run: Run,
+    workers: Workers,
+    refs: Sequence[tuple[ObjectStore, StageRef]],
+    ensemble: tuple[Rule, Sequence[int]] | None = None,
+) -> Measured | None:
+    """Measure models, and their ensemble under (rule, weights), on the test table; None without labels."""
+    data = run.spec.config.data
+    if data.test is None:
+        return None
+    task = run.spec.task
+    scores = [Score(task) for _ in range(len(refs) + (ensemble is not None))]
+    for batch in open_source(data, data.test, for_training=False).batches(_BATCH_ROWS):
+        votes = constituent_predictions(run, workers, refs, batch.columns)
+        answers = [aggregate("mean", vote[None], [1], task=task) for vote in votes]
+        if ensemble is not None:
+            answers.append(aggregate(ensemble[0], np.stack(votes), ensemble[1], task=task))
+        for score, answer in zip(scores, answers, strict=True):
+            score.add(answer.values, batch.columns)
+    values = [score.value for score in scores if score.value is not None]
+    return Measured(metric=scores[0].metric, values=tuple(values)) if len(values) == len(scores) else None
 
 
 def constituent_predictions(
@@ -184,8 +210,3 @@ def constituent_predictions(
         (BuildJob(store=store, columns=run.state.columns, attempt=""), ref, shared) for store, ref in refs
     ]
     return pool.map("predict", calls)
-
-
-def _ask(run: Run, workers: Workers, table: pa.Table, electorate: Sequence[Voter]) -> Floats:
-    """Predictions of all voters, shape ``(voters, N, C)``."""
-    return np.stack(constituent_predictions(run, workers, [(run.store, v.ref) for v in electorate], table))

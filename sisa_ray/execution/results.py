@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
+Outcome = Literal["forgotten", "unknown", "already forgotten"]
+
 
 class _Result(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -77,7 +79,7 @@ class UnlearnRow(_Result):
 
     row: int
     tag: str
-    outcome: Literal["forgotten", "unknown", "already forgotten"]
+    outcome: Outcome
     shard: int | None = None
     slice: int | None = None
 
@@ -115,6 +117,18 @@ class PredictResult(_Result):
     metric: Literal["accuracy", "rmse"] | None = None
     value: float | None = None
     warnings: tuple[str, ...] = ()
+
+
+class BaselineResult(_Result):
+    """One model trained without shards or slices, for comparison."""
+
+    address: str
+    kind: Literal["full", "one_shard"]
+    num_records: int
+    record_visits: int
+    seconds: float
+    metric: Literal["accuracy", "rmse"] | None = None
+    value: float | None = None
 
 
 class StageStatus(_Result):

@@ -19,6 +19,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ _LOADERS = (
     (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES),
     (importlib.machinery.SourcelessFileLoader, importlib.machinery.BYTECODE_SUFFIXES),
 )
+_BORN = time.time()
 _PLATFORM = frozenset({"torch", "sisa-ray"})
 """Distributions that no key names: torch is the platform, sisa_ray is represented by ``NUMERICS``."""
 
@@ -130,7 +132,8 @@ def recipe_code(class_path: str, search_dirs: Sequence[str] = ()) -> RecipeCode:
 def activate(code: RecipeCode) -> None:
     """Make imports of the recipe's modules execute the bytes in ``code``, dropping any loaded older copies.
 
-    One recipe is active at a time for each module name: the last one wins.
+    One recipe is active at a time for each module name: the last one wins. Modules that the process had imported
+    by itself are kept where their files have not changed since, so that a program's own classes stay its own.
 
     Raises:
         RecipeError: where a module of that name, from elsewhere, is already in use in this process.
@@ -138,7 +141,7 @@ def activate(code: RecipeCode) -> None:
     stale = False
     for name, source in code.sources.items():
         loaded = sys.modules.get(name)
-        if loaded is None or _runs(loaded, source):
+        if loaded is None or _runs(loaded, source) or _is_untouched(loaded, source):
             continue
         origin = getattr(loaded, "__file__", None)
         if origin is None or _is_installed(origin) or name.partition(".")[0] in _STANDARD:
@@ -369,6 +372,17 @@ class _BytesLoader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         code: CodeType = self.source_to_code(self.source.data, self.source.path)
         return code
+
+
+def _is_untouched(module: ModuleType, source: SourceFile) -> bool:
+    """Whether the process imported that very file by itself, and it is as it was."""
+    if isinstance(getattr(module.__spec__, "loader", None), _BytesLoader):
+        return False
+    path = getattr(module, "__file__", None)
+    try:
+        return path is not None and Path(path).samefile(source.path) and Path(path).stat().st_mtime < _BORN
+    except OSError:
+        return False
 
 
 def _runs(module: ModuleType, source: SourceFile) -> bool:

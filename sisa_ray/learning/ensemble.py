@@ -146,12 +146,13 @@ def _combined(rule: Rule, predictions: Floats, weights: Sequence[int]) -> Floats
         return median
     shares = np.ones(len(predictions)) if rule == "mean" else np.asarray(weights, dtype=np.float64)
     shape = (-1,) + (1,) * (predictions.ndim - 1)
-    return _ordered_sum(predictions * shares.reshape(shape)) / shares.sum()
+    mean: Floats = _ordered_sum(predictions * shares.reshape(shape)) / shares.sum()
+    return mean
 
 
 def _ordered_sum(values: Floats) -> Floats:
     """The sum over voters, one after the other: numpy's own order depends on the array's layout."""
-    total = np.zeros(values.shape[1:])
+    total: Floats = np.zeros(values.shape[1:])
     for voter in values:
         total = total + voter
     return total

@@ -33,11 +33,15 @@ class CNNClassifier(ImageClassifier):
     ) -> None:
         super().__init__(**images)
         if not channels or any(n < 1 for n in (*channels, *hidden)):
-            raise RecipeError(f"recipe.args.channels, hidden: must be positive, not {list(channels)}, {list(hidden)}")
+            raise RecipeError(
+                f"recipe.args.channels, hidden: must be positive, not {list(channels)}, {list(hidden)}"
+            )
         if not 0 <= dropout < 1:
             raise RecipeError(f"recipe.args.dropout: must be in [0, 1), not {dropout}")
         if min(self._shape[1:]) >> len(channels) == 0:
-            raise RecipeError(f"recipe.args.channels: {len(channels)} poolings leave nothing of {self._shape[1:]} pixels")
+            raise RecipeError(
+                f"recipe.args.channels: {len(channels)} poolings leave nothing of {self._shape[1:]} pixels"
+            )
         self._channels = tuple(channels)
         self._hidden = tuple(hidden)
         self._batch_norm = batch_norm

@@ -32,7 +32,9 @@ def to_tensor(array: pa.Array) -> torch.Tensor:
     """
     shape = row_shape(array.type)
     if shape is None:
-        raise RecipeError(f"features of type {array.type} cannot be decoded; give numbers or fixed-size lists of them")
+        raise RecipeError(
+            f"features of type {array.type} cannot be decoded; give numbers or fixed-size lists of them"
+        )
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width
         values = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)

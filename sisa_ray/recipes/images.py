@@ -47,13 +47,17 @@ class ImageClassifier(Classifier):
         super().__init__(**training)
         self.set_classes(num_classes)
         if len(shape) != 3 or any(n < 1 for n in shape) or shape[0] not in (1, 3):
-            raise RecipeError(f"recipe.args.shape: must be [1 or 3 channels, height, width], not {list(shape)}")
+            raise RecipeError(
+                f"recipe.args.shape: must be [1 or 3 channels, height, width], not {list(shape)}"
+            )
         if layout not in ("chw", "hwc"):
             raise RecipeError(f"recipe.args.layout: must be chw or hwc, not {layout!r}")
         if not scale > 0:
             raise RecipeError(f"recipe.args.scale: must be positive, not {scale}")
         if not 0 <= shift < min(shape[1:]):
-            raise RecipeError(f"recipe.args.shift: must be at least 0 and less than the image's size, not {shift}")
+            raise RecipeError(
+                f"recipe.args.shift: must be at least 0 and less than the image's size, not {shift}"
+            )
         self._shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self._layout = layout
         self._scale = scale
@@ -68,7 +72,9 @@ class ImageClassifier(Classifier):
         kind = schema.field("features").type
         raw = row_shape(kind)
         if raw is None and not pa.types.is_binary(kind):
-            raise RecipeError(f"recipe {type(self).__name__}: features must be pixels or encoded images, not {kind}")
+            raise RecipeError(
+                f"recipe {type(self).__name__}: features must be pixels or encoded images, not {kind}"
+            )
         if raw is not None and prod(raw) != prod(self._shape):
             raise RecipeError(
                 f"recipe.args.shape: {list(self._shape)} has {prod(self._shape)} values, "
@@ -109,7 +115,11 @@ class ImageClassifier(Classifier):
         columns = right[:, None] + torch.arange(width, device=features.device)
         images = torch.arange(len(features), device=features.device)
         # Indexing (N,1,1), (N,H,1), (N,1,W) with the channel axis kept puts channels last: moved back.
-        return padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        return (
+            padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """Pixels as floats, divided by ``scale``, in the model's memory format."""

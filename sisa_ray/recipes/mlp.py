@@ -138,7 +138,9 @@ class MLPRegressor(_Perceptron, Regressor):
         self._bind_width(schema)
         shape = row_shape(schema.field("label").type) if "label" in schema.names else ()
         if shape is None or len(shape) > 1:
-            raise RecipeError("recipe MLPRegressor: data.columns.label: must be a number or a fixed-size list of numbers")
+            raise RecipeError(
+                "recipe MLPRegressor: data.columns.label: must be a number or a fixed-size list of numbers"
+            )
         self._label_shape = shape
 
     def build_model(self) -> nn.Module:

@@ -72,4 +72,5 @@ class _Block(nn.Module):
         residual = self.conv1(active)
         residual = self.conv2(self.dropout(F.relu(self.norm2(residual))))
         shortcut: torch.Tensor = x if self.is_identity else self.shortcut(active)
-        return shortcut + residual
+        total: torch.Tensor = shortcut + residual
+        return total

@@ -28,6 +28,8 @@ EXIT_BROKEN_PIPE = 141
 
 _PIPE_WIDTH = 160
 _STORY_WIDTH = 96
+_HELD: list[TextIO] = []
+"""Streams that are no longer sys.stdout but still in use: one that nobody holds is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Output:
         From here on whatever libraries and recipes print goes to standard error, for good: Ray prints from
         threads that outlive the work, and standard output has the result and nothing else.
         """
+        _HELD.append(self.result)
         sys.stdout = sys.stderr
         try:
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import sys
 import textwrap
@@ -22,6 +23,8 @@ from sisa_ray.service.tracker import duration
 # Forgetting these costs what forgetting any three does on average (38 % of full retraining).
 _LEAVERS = ("digit-0017", "digit-0403", "digit-1234")
 _NEXT_LEAVER = "digit-0042"
+_INDENT = "   "
+_FIGURES = ("Accuracy", "Rebuilt", "bit-identical")
 
 
 def run_demo(directory: str, output: Output, story: Console) -> dict[str, Any]:
@@ -47,8 +50,7 @@ def run_demo(directory: str, output: Output, story: Console) -> dict[str, Any]:
     _step(story, 3, "Forgetting", _ABOUT_FORGETTING)
     with output.display("retraining") as display:
         unlearned = commands.unlearn(files.config, _LEAVERS, on_event=display)
-    _tell(story, _where(unlearned))
-    _tell(story, _forgetting_figures(unlearned, len(before.stages)))
+    _tell(story, f"{_where(unlearned)}\n{_forgetting_figures(unlearned, len(before.stages))}")
 
     _step(story, 4, "The proof", _ABOUT_PROOF)
     with output.display("training from scratch") as display:
@@ -61,8 +63,9 @@ def run_demo(directory: str, output: Output, story: Console) -> dict[str, Any]:
     draw(before, after, unlearned, files.picture, bit_identical=verified.bit_identical)
     _step(story, 5, "Go on from here")
     program = _program()
-    for command in (f"status {files.config}", f"unlearn {files.config} {_NEXT_LEAVER}"):
-        story.print(Text(f"   {program} {command}"), soft_wrap=True)  # in one piece, to be copied
+    for command in (["status", str(files.config)], ["unlearn", str(files.config), _NEXT_LEAVER]):
+        line = shlex.join([program, *command])
+        story.print(Text(f"{_INDENT}{line}"), soft_wrap=True)  # in one piece, to be copied
     story.print(Text(f"\nThe picture of what was kept, rebuilt and purged: {files.picture}"), soft_wrap=True)
     return {
         "config": str(files.config),
@@ -98,13 +101,12 @@ _ABOUT_PROOF = (
 
 
 def _training_figures(trained: TrainResult) -> str:
-    lines = [
-        f"Built {trained.stages_built} stages in {duration(trained.seconds)}, most of it to start Ray. "
-        f"Accuracy on the test digits: {_percent(trained.ensemble)} by vote."
-    ]
     alone = ", ".join(_percent(value) for value in trained.constituents)
-    lines.append(f"Each network alone: {alone}.")
-    return "\n".join(lines)
+    return (
+        f"Built {trained.stages_built} stages in {duration(trained.seconds)}, the start of Ray included.\n"
+        f"Accuracy on the test digits: {_percent(trained.ensemble)} for the ensemble of networks.\n"
+        f"Each network alone: {alone}."
+    )
 
 
 def _percent(value: float | None) -> str:
@@ -148,20 +150,20 @@ def _program() -> str:
 
 
 def _step(story: Console, number: int, title: str, text: str = "") -> None:
-    story.print(Text(f"\n{number}. {title}", style="bold"))
+    story.print(Text(f"\n{number}. {title}", style="bold cyan"))
     if text:
-        _tell(story, text)
+        _print_wrapped(story, text)
 
 
-def _tell(story: Console, text: str) -> None:
+def _tell(story: Console, figures: str) -> None:
+    story.print()
+    _print_wrapped(story, figures)
+
+
+def _print_wrapped(story: Console, text: str) -> None:
     """Paragraphs, indented and wrapped here: a console would pad every line with spaces."""
+    width = story.width - len(_INDENT)
     for paragraph in text.split("\n"):
-        wrapped = textwrap.fill(
-            paragraph,
-            story.width,
-            initial_indent="   ",
-            subsequent_indent="   ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        story.print(Text(wrapped), soft_wrap=True)
+        lines = textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False)
+        style = "bold" if paragraph.startswith(_FIGURES) else ""
+        story.print(Text(textwrap.indent("\n".join(lines), _INDENT), style=style), soft_wrap=True)

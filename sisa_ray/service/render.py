@@ -133,8 +133,8 @@ def verify_text(result: VerifyResult) -> RenderableType:
     source = "source tables" if result.source == "source tables" else "slices of the run"
     compared = (
         f"{_count(result.num_slices, 'slice')}, {_count(result.num_checkpoints, 'checkpoint')} and "
-        f"{_count(result.num_predictions, 'prediction')} of {_count(len(result.shards), 'shard')} compared with "
-        f"training from scratch (from the {source}) in {duration(result.seconds)}"
+        f"{_count(result.num_predictions, 'prediction')} of {_count(len(result.shards), 'shard')} compared "
+        f"with training from scratch (from the {source}) in {duration(result.seconds)}"
     )
     answer = {"bit-identical": "yes", "different": "NO", "not comparable": "not comparable"}[result.outcome]
     style = {"yes": "bold green", "NO": "bold red"}.get(answer, "bold yellow")

@@ -73,7 +73,9 @@ def load(secret_id: str) -> Secret:
         return Secret(secret_id, bytes.fromhex(content["secret"]))
     except (ValueError, KeyError, TypeError) as error:
         # The error's text could hold a piece of the file.
-        raise ConfigError(f"{file}: is no key file ({type(error).__name__}); restore it from a backup") from None
+        raise ConfigError(
+            f"{file}: is no key file ({type(error).__name__}); restore it from a backup"
+        ) from None
 
 
 def discard(secret_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -79,7 +79,7 @@ class LocalStore:
         """The store rooted at ``prefix``."""
         return LocalStore(str(self._root / prefix), patience_s=self._patience_s)
 
-    def _listed(self, start: Path, prefix: str, all_versions: bool) -> list[ObjectInfo]:
+    def _listed(self, start: Path, prefix: str, all_versions: bool) -> Sequence[ObjectInfo]:
         self._check_root()
         found = []
         for directory, _, names in os.walk(start, onerror=_raise_unless_missing):
@@ -149,13 +149,17 @@ class LocalStore:
         name = f"{self._root}/{path}"
         if isinstance(error, FileNotFoundError):
             # A directory may be pruned between its making and its use: that passes, too.
-            if (self._was_there and not self._root.is_dir()) or (error.filename2 or _TEMPORARY in str(error.filename)):
+            if (self._was_there and not self._root.is_dir()) or (
+                error.filename2 or _TEMPORARY in str(error.filename)
+            ):
                 return Transient(str(error))
             return ObjectMissing(f"{name}: there is no such object")
         if error.errno in _FULL:
             return StorageFull(f"{name}: no space is left; free some and run the same command again")
         if error.errno in _DENIED:
-            return StorageDenied(f"{name}: {error.strerror}; give this user the permission to read and write there")
+            return StorageDenied(
+                f"{name}: {error.strerror}; give this user the permission to read and write there"
+            )
         if error.errno in _PASSING:
             return Transient(str(error))
         return StorageError(f"{name}: {error}")

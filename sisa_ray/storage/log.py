@@ -126,7 +126,9 @@ class CommitLog:
                 f"{self._store.url}/{path}: storage went away before it said whether the commit was applied "
                 f"({error}); run the same command again: it finds out"
             ) from None
-        return Entry(head=Head(seq=seq, digest=file_digest(data)), commit=commit, at=at, records=tuple(records))
+        return Entry(
+            head=Head(seq=seq, digest=file_digest(data)), commit=commit, at=at, records=tuple(records)
+        )
 
     def _parse(self, path: str, data: bytes, before: Head) -> Entry:
         name = f"{self._store.url}/{path}"
@@ -139,7 +141,9 @@ class CommitLog:
                     f"reads {LOG_VERSION}); use that version"
                 )
             if canonical_json(entry) != data:
-                raise IntegrityError(f"{name}: is not in canonical form: it was changed after it was committed; {mend}")
+                raise IntegrityError(
+                    f"{name}: is not in canonical form: it was changed after it was committed; {mend}"
+                )
             if (entry["seq"], entry["prev"]) != (before.seq + 1, before.digest):
                 raise IntegrityError(
                     f"{name}: does not follow the entry before it (its hash is another one): one of the two was "
@@ -148,8 +152,12 @@ class CommitLog:
             records = tuple(load_record(r) for r in entry["records"])
             commit, at = str(entry["commit"]), str(entry["at"])
         except (ValueError, KeyError, TypeError, ValidationError) as error:
-            raise IntegrityError(f"{name}: is no log entry ({type(error).__name__}: {error}); {mend}") from None
-        return Entry(head=Head(seq=before.seq + 1, digest=file_digest(data)), commit=commit, at=at, records=records)
+            raise IntegrityError(
+                f"{name}: is no log entry ({type(error).__name__}: {error}); {mend}"
+            ) from None
+        return Entry(
+            head=Head(seq=before.seq + 1, digest=file_digest(data)), commit=commit, at=at, records=records
+        )
 
     def _check_nothing_beyond(self, head: Head) -> None:
         """The log must end where reading stopped: a later entry means that one between is missing."""

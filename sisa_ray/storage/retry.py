@@ -19,7 +19,7 @@ _WARN_AFTER_S = 3.0
 T = TypeVar("T")
 
 
-class Transient(Exception):  # noqa: N818 - an internal signal, mapped before anybody sees it
+class Transient(Exception):
     """A failure that may pass; carries what storage said."""
 
 

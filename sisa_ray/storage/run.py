@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import ValidationError
 
 from sisa_ray.core.config import SisaConfig
@@ -160,7 +158,7 @@ def _opened(store: ObjectStore, spec: Spec) -> Run:
 
 
 def discard_run(run: Run) -> None:
-    """Delete a run that never held anything, its secret included: a first ingest that was refused leaves nothing.
+    """Delete a run that never held anything, its secret included: a refused first ingest leaves nothing.
 
     The spec goes last, and the log from its end, so that whatever a crash leaves is a run that can be opened.
     """
@@ -176,12 +174,8 @@ def discard_run(run: Run) -> None:
 
 def missing_objects(run: Run) -> list[str]:
     """Named objects that are gone or have another size than was committed: one listing, no reading."""
-    sizes = {
-        info.path: info.size_bytes
-        for prefix in (layout.DATA, layout.CHECKPOINTS)
-        for info in run.store.list(prefix)
-    }
-    refs: Sequence[tuple[str | None, int]] = [
-        (ref.path, ref.size_bytes) for ref in (*run.state.slices.values(), *run.state.stages.values())
-    ]
-    return [path for path, size in refs if path is not None and sizes.get(path) != size]
+    listed = [*run.store.list(layout.DATA), *run.store.list(layout.CHECKPOINTS)]
+    sizes = {info.path: info.size_bytes for info in listed}
+    named = [(ref.path, ref.size_bytes) for ref in run.state.slices.values()]
+    named += [(ref.path, ref.size_bytes) for ref in run.state.stages.values()]
+    return [path for path, size in named if path is not None and sizes.get(path) != size]

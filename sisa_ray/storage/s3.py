@@ -252,7 +252,9 @@ def _mapped(name: str, error: Exception) -> Exception:
         cause = cause.__cause__
     if code == "NoSuchBucket":
         return BucketMissing(f"{name}: the bucket does not exist; create it, or correct storage_path")
-    if code in _DENIED or isinstance(error, (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError)):
+    if code in _DENIED or isinstance(
+        error, (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError)
+    ):
         return StorageDenied(
             f"{name}: S3 refused the credentials ({code or error}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
             "and what they may do"

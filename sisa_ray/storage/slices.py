@@ -73,7 +73,7 @@ def count_records(store: ObjectStore, ref: SliceRef, wanted: Collection[str]) ->
 
 
 def open_slice(store: ObjectStore, ref: SliceRef, *, num_buckets: int) -> SliceFile:
-    """A slice to read bucket by bucket; a large one stays in storage and is only streamed through for its digest."""
+    """A slice to read bucket by bucket. A large one stays in storage and is streamed through for its digest."""
     if ref.path is None or ref.size_bytes <= _IN_MEMORY_BYTES:
         data = read_checked(store, ref) if ref.path else None
         return SliceFile(io.BytesIO(data) if data is not None else None, num_buckets=num_buckets)

@@ -161,13 +161,21 @@ class World:
             return
         sisa = self.spec.config.sisa
         held: dict[Place, set[str]] = defaultdict(set)
+        num_refused = 0
         for record, where in zip(self.table, self._places(list(self.table.values())), strict=True):
-            held[where].add(record)
+            if f"tag {self.table[record]}" in self.state.suppressed:
+                num_refused += 1
+            else:
+                held[where].add(record)
         places = itertools.product(range(sisa.num_shards), range(1, sisa.num_slices + 1))
         slices = tuple(self._store_slice(where, held[where]) for where in places)
         self._commit(
             TableIngested(
-                attempt=self._attempt, columns="", slices=slices, num_rows=len(self.table), num_refused=0
+                attempt=self._attempt,
+                columns="",
+                slices=slices,
+                num_rows=len(self.table),
+                num_refused=num_refused,
             )
         )
 
@@ -196,7 +204,10 @@ class World:
 
     def _plan(self, requests: Sequence[str]) -> BatchPlanned:
         routed = self._routed(requests)
-        known = {s: where for s, where in routed.items() if s in self._held(self.state.slices[where])}
+        slices = self.state.slices  # none before ingest: then everybody is unknown
+        known = {
+            s: where for s, where in routed.items() if where in slices and s in self._held(slices[where])
+        }
         return BatchPlanned(
             batch=next(self._ids),
             requests=tuple(requests),

@@ -573,6 +573,15 @@ class TestForgetting:
         world.check_finished()
         assert contents(world) == contents(never_known(world, ["s1", "s2"]))
 
+    def test_before_ingest(self) -> None:
+        """Whoever asked first is refused at the door."""
+        forget: Script = [lambda w: w.unlearn(["s1", "s2"]), World.train]
+        world = run(make_world(table_of(9)), forget)
+        world.check_finished()
+        assert world.state.ingested is not None
+        assert world.state.ingested.num_refused == 2
+        assert contents(world) == contents(never_known(world, ["s1", "s2"]))
+
     def test_in_the_middle_of_training(self) -> None:
         """Partial checkpoints of what is tainted go; those of other shards may stay."""
         for step in range(run(make_world(table_of(9)), [World.train]).num_actions):

@@ -115,7 +115,10 @@ def test_bad_recipes(tmp_path: Path, class_path: str, match: str) -> None:
 
 
 def test_bad_recipe_arguments(tmp_path: Path) -> None:
-    recipe = {"class": "sisa_ray.recipes.MLPClassifier", "args": {"hidden": [4], "num_classes": 3, "droput": 0.1}}
+    recipe = {
+        "class": "sisa_ray.recipes.MLPClassifier",
+        "args": {"hidden": [4], "num_classes": 3, "droput": 0.1},
+    }
     refused(make_config(tmp_path, recipe=recipe), RecipeError, "droput")
 
 
@@ -151,7 +154,7 @@ def test_changed_recipe_code_is_a_conflict(tmp_path: Path) -> None:
     commands.train(config, new_workers=InlineWorkers)
     with (tmp_path / "nets.py").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(RunConflict, match="modules.nets"):
+    with pytest.raises(RunConflict, match=r"modules\.nets"):
         commands.unlearn(config.address, ["p1"], new_workers=InlineWorkers)
 
 

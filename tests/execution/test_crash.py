@@ -36,7 +36,7 @@ def work(config: SisaConfig) -> None:
 def outcome(config: SisaConfig) -> dict[str, Any]:
     state = existing_run(config).state
     files = {p.relative_to(config.address).as_posix() for p in Path(config.address).rglob("*") if p.is_file()}
-    named = {ref.path for ref in (*state.slices.values(), *state.stages.values()) if ref.path}
+    named = {ref.path for ref in state.slices.values()} | {ref.path for ref in state.stages.values()}
     return {
         "bits": {place: ref.file_digest for place, ref in state.stages.items()},
         "contents": {place: ref.num_records for place, ref in state.slices.items()},

@@ -129,7 +129,9 @@ def test_a_stage_trained_on_somebody_else_is_different(forgotten_run: SisaConfig
     other, last = run.state.stages[0, 3], run.state.stages[1, 3]
     published = run.state.published_keys
     wrong = {"path": other.path, "file_digest": other.file_digest, "size_bytes": other.size_bytes}
-    run.commit(StageBuilt(ref=last.model_copy(update=wrong)), GenerationPublished(generation=9, keys=published))
+    run.commit(
+        StageBuilt(ref=last.model_copy(update=wrong)), GenerationPublished(generation=9, keys=published)
+    )
     result = check(forgotten_run)
     assert result.first_difference == "checkpoint of stage 3 of shard 1: bits differ"
 

@@ -44,7 +44,9 @@ class MemorySlice:
 
     @property
     def _buckets(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return buckets_of(record_hashes(self.table.column("record_id").to_pylist(), seed=SEED), self.num_buckets)
+        return buckets_of(
+            record_hashes(self.table.column("record_id").to_pylist(), seed=SEED), self.num_buckets
+        )
 
     def bucket_num_rows(self, bucket: int) -> int:
         return int((self._buckets == bucket).sum()) if self.table.num_rows else 0

@@ -29,7 +29,12 @@ class Net(Recipe):
         import zz_late
         return zz_late.VALUE
 """
-FILES = {"zz_net.py": NET, "zz_helper.py": "import zz_deep\nVALUE = 1\n", "zz_deep.py": "", "zz_late.py": "VALUE = 1\n"}
+FILES = {
+    "zz_net.py": NET,
+    "zz_helper.py": "import zz_deep\nVALUE = 1\n",
+    "zz_deep.py": "",
+    "zz_late.py": "VALUE = 1\n",
+}
 PACKAGE = {
     "zz_pkg/__init__.py": "",
     "zz_pkg/sub/__init__.py": "from . import listed\n",
@@ -129,7 +134,13 @@ def test_forms_of_import(statement: str, counts: bool, tmp_path: Path) -> None:
 
 
 def test_importing_a_submodule_counts_it_and_its_packages(tmp_path: Path) -> None:
-    write(tmp_path, {**PACKAGE, "zz_net.py": "import zz_pkg.sub.parts.layers\nfrom zz_pkg import unused\nclass Net: ...\n"})
+    write(
+        tmp_path,
+        {
+            **PACKAGE,
+            "zz_net.py": "import zz_pkg.sub.parts.layers\nfrom zz_pkg import unused\nclass Net: ...\n",
+        },
+    )
     assert {"zz_pkg", "zz_pkg.sub", "zz_pkg.sub.listed", "zz_pkg.sub.parts.layers", "zz_pkg.unused"} < set(
         identity(tmp_path).modules
     )
@@ -141,20 +152,25 @@ def test_modules_that_import_each_other_are_read_once(tmp_path: Path) -> None:
 
 
 def test_ready_recipes_are_represented_by_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = recipe_code("sisa_ray.learning.recipe.Recipe")
-    assert before.identity == CodeIdentity(modules={}, distributions={}, numerics=NUMERICS)
-    assert before.root is None
+    found = recipe_code("sisa_ray.learning.recipe.Recipe")
+    assert found.root is None
+    assert found.identity == CodeIdentity(modules={}, distributions={}, numerics=NUMERICS)
     monkeypatch.setattr(code_module, "NUMERICS", NUMERICS + 1)
-    assert recipe_code("sisa_ray.learning.recipe.Recipe").identity != before.identity
+    assert found.identity == CodeIdentity(modules={}, distributions={}, numerics=NUMERICS + 1)
 
 
 def test_installed_distributions_count_by_version(tmp_path: Path) -> None:
-    write(tmp_path, {"zz_net.py": "import yaml, pyarrow.compute\nimport torch.nn\nimport sisa_ray\nclass Net: ...\n"})
+    write(
+        tmp_path,
+        {"zz_net.py": "import yaml, pyarrow.compute\nimport torch.nn\nimport sisa_ray\nclass Net: ...\n"},
+    )
     assert identity(tmp_path).distributions == {"pyarrow": version("pyarrow"), "pyyaml": version("PyYAML")}
 
 
 def test_an_import_that_finds_nothing_counts_as_absent(tmp_path: Path) -> None:
-    write(tmp_path, {**PACKAGE, "zz_net.py": "try:\n    import zz_fast, zz_pkg.gone\nexcept ImportError: ...\n"})
+    write(
+        tmp_path, {**PACKAGE, "zz_net.py": "try:\n    import zz_fast, zz_pkg.gone\nexcept ImportError: ...\n"}
+    )
     assert identity(tmp_path).distributions == {"zz_fast": "absent", "zz_pkg.gone": "absent"}
     write(tmp_path, {"zz_fast.py": ""})
     assert identity(tmp_path).distributions == {"zz_pkg.gone": "absent"}
@@ -184,7 +200,10 @@ def test_compiled_extensions_count_by_their_bytes(tmp_path: Path) -> None:
         ("zz_net.py:", r"must be package.module.Class"),
         ("2-net.py:Net", r"'2-net.py' is no module name; rename the file"),
         ("zz_broken.py:Net", r"zz_broken.py: cannot be imported: .*line 2"),
-        ("zz_pkg/sub/nets.py:Net", r"imports '..shared' relatively, which needs a package; name the recipe as"),
+        (
+            "zz_pkg/sub/nets.py:Net",
+            r"imports '..shared' relatively, which needs a package; name the recipe as",
+        ),
         ("zz_beyond.sub.Net", r"cannot be imported: .*beyond top-level package"),
         ("zz_shadow.py:Net", r"calendar.py has the name of a module of Python's own; rename it"),
     ],
@@ -271,3 +290,18 @@ def test_a_name_that_the_process_uses_otherwise_is_refused(tmp_path: Path) -> No
     write(tmp_path, {"zz_net.py": "import yaml\n", "yaml.py": ""})
     with pytest.raises(RecipeError, match="already uses another module named 'yaml' .*; rename yours"):
         activate(recipe_code("zz_net.py:Net", [str(tmp_path)]))
+
+
+def test_a_program_s_own_modules_stay_its_own_until_they_are_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(write(tmp_path, FILES)))
+    for name in FILES:
+        os.utime(tmp_path / name, (1e9, 1e9))
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if "sisa_ray" not in type(f).__module__])
+    own = importlib.import_module("zz_helper")
+    assert value_of(tmp_path, "zz_net.py:Net", "zz_helper") == 1
+    assert sys.modules["zz_helper"] is own
+    write(tmp_path, {"zz_helper.py": "VALUE = 2\n"})
+    assert value_of(tmp_path, "zz_net.py:Net", "zz_helper") == 2
+    assert sys.modules["zz_helper"] is not own

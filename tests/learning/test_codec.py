@@ -41,7 +41,9 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
         values = torch.arange(first, first + math.prod(shape)) % 100
         return values.reshape(shape).to(dtype)
 
-    return st.builds(make, st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3), st.integers(0, 50))
+    return st.builds(
+        make, st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3), st.integers(0, 50)
+    )
 
 
 def trees() -> st.SearchStrategy[Any]:
@@ -51,7 +53,9 @@ def trees() -> st.SearchStrategy[Any]:
     return st.recursive(
         leaves,
         lambda inner: (
-            st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(keys, inner)
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(keys, inner)
         ),
         max_leaves=8,
     )
@@ -118,7 +122,9 @@ def test_lazily_conjugated_and_negated_tensors_are_resolved() -> None:
 
 
 def test_nothing_but_the_state_is_written() -> None:
-    header = header_of(codec.encode({"model": {"weight": torch.ones(2)}, "optimizer": {"lr": 0.5, "nesterov": False}}))
+    header = header_of(
+        codec.encode({"model": {"weight": torch.ones(2)}, "optimizer": {"lr": 0.5, "nesterov": False}})
+    )
     assert sorted(header) == ["model/weight", "optimizer/lr:float", "optimizer/nesterov:bool"]
     assert header["optimizer/lr:float"]["shape"] == []
 
@@ -132,7 +138,9 @@ def test_tied_weights_are_written_under_both_names() -> None:
 
 
 def test_decoded_tensors_lie_in_aligned_buffers_of_their_own() -> None:
-    decoded = codec.decode(codec.encode({"a": torch.ones(1, dtype=torch.int8), "b": torch.ones(3), "c": torch.ones(5)}))
+    decoded = codec.decode(
+        codec.encode({"a": torch.ones(1, dtype=torch.int8), "b": torch.ones(3), "c": torch.ones(5)})
+    )
     assert all(tensor.data_ptr() % 64 == 0 for tensor in decoded.values())
 
 

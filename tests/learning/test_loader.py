@@ -158,9 +158,7 @@ def test_an_error_in_the_prefetch_thread_reaches_the_trainer() -> None:
         def read_bucket(self, bucket: int) -> pa.Table:
             raise OSError("storage is gone")
 
-    data = StreamingLoader(
-        [Failing(make_slices([9])[0].table, 1)], recipe=MAKE, seed=SEED, device=CPU
-    )
+    data = StreamingLoader([Failing(make_slices([9])[0].table, 1)], recipe=MAKE, seed=SEED, device=CPU)
     with pytest.raises(OSError, match="storage is gone"):
         collect(data, stage=1, batch_size=3, last=3)
 
@@ -209,9 +207,15 @@ class Returning(Plain):
         (lambda n: {}, "must return a dict of tensors, not dict"),
         (lambda n: {"x": [1] * n}, "'x' must be a tensor on the CPU, not a list"),
         (lambda n: {"x": torch.ones(n, device="meta")}, "'x' must be a tensor on the CPU, not one on meta"),
-        (lambda n: {"x": torch.ones(n, 2).T}, r"'x' has shape \[2, 5\]; its first dimension must be the 5 rows"),
+        (
+            lambda n: {"x": torch.ones(n, 2).T},
+            r"'x' has shape \[2, 5\]; its first dimension must be the 5 rows",
+        ),
         (lambda n: {"x": torch.tensor(1)}, r"'x' has shape \[\]"),
-        (lambda n: {"x": torch.ones(n, n)}, r"gave x: torch.float32 \[5\] for some rows and x: torch.float32 \[3\]"),
+        (
+            lambda n: {"x": torch.ones(n, n)},
+            r"gave x: torch.float32 \[5\] for some rows and x: torch.float32 \[3\]",
+        ),
         (
             lambda n: {"x": torch.ones(n, dtype=torch.int8 if n == 3 else torch.int16)},
             r"gave x: torch.int16 \[\] for some rows and x: torch.int8 \[\] for others",
@@ -264,7 +268,9 @@ def test_the_memory_budget_shares_the_machine_among_its_processors() -> None:
 def test_the_mode_can_be_said() -> None:
     slices = make_slices([3])
     settings = arithmetic()
-    assert isinstance(make_loader(slices, recipe=MAKE, seed=0, arithmetic=settings, mode="resident"), ResidentLoader)
+    assert isinstance(
+        make_loader(slices, recipe=MAKE, seed=0, arithmetic=settings, mode="resident"), ResidentLoader
+    )
     streaming = make_loader(slices, recipe=MAKE, seed=0, arithmetic=settings, mode="streaming")
     assert isinstance(streaming, StreamingLoader)
     empty = make_loader(make_slices([0]), recipe=MAKE, seed=0, arithmetic=settings)
@@ -279,7 +285,12 @@ def test_slices_must_have_the_same_buckets() -> None:
 
 def test_the_sources_of_the_tests_are_sorted_as_slice_files_are() -> None:
     source = make_slices([30], 4)[0]
-    ids = [i for b in range(4) if source.bucket_num_rows(b) for i in source.read_bucket(b)["record_id"].to_pylist()]
+    ids = [
+        i
+        for b in range(4)
+        if source.bucket_num_rows(b)
+        for i in source.read_bucket(b)["record_id"].to_pylist()
+    ]
     buckets = buckets_of(record_hashes(ids, seed=SEED), 4)
     assert list(zip(buckets.tolist(), ids, strict=True)) == sorted(zip(buckets.tolist(), ids, strict=True))
     assert np.all(np.diff(buckets) >= 0)

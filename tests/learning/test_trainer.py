@@ -66,7 +66,9 @@ def test_cut_at_any_step_and_resumed_is_undisturbed(name: str, precision: Precis
     settings = arithmetic(precision=precision)
     start = train(make, load(slices, make), settings=settings)
     partials: dict[int, bytes] = {}
-    whole = train(make, load(slices, make), stage=3, start=start, settings=settings, on_partial=partials.__setitem__)
+    whole = train(
+        make, load(slices, make), stage=3, start=start, settings=settings, on_partial=partials.__setitem__
+    )
     assert sorted(partials) == list(range(1, 9))
     for step, data in partials.items():
         again = train(
@@ -205,7 +207,9 @@ def test_a_stage_without_steps_gives_back_its_start() -> None:
 def test_fewer_rows_than_a_batch_are_repeated() -> None:
     make = recipe("Plain", batch_size=5)
     data = load(make_slices([1]), make)
-    assert train(make, data, num_steps=3) == train(make, load(make_slices([1]), make, "streaming"), num_steps=3)
+    assert train(make, data, num_steps=3) == train(
+        make, load(make_slices([1]), make, "streaming"), num_steps=3
+    )
 
 
 def test_the_learning_rate_sees_stage_and_fraction_and_scales_the_optimizer_s_own() -> None:
@@ -218,7 +222,10 @@ def test_the_learning_rate_sees_stage_and_fraction_and_scales_the_optimizer_s_ow
 
         def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
             first, second = model.children()
-            groups = [{"params": first.parameters()}, {"params": second.parameters(), "lr": torch.tensor(0.5)}]
+            groups = [
+                {"params": first.parameters()},
+                {"params": second.parameters(), "lr": torch.tensor(0.5)},
+            ]
             self.optimizer = torch.optim.SGD(groups, lr=0.25)
             return self.optimizer
 
@@ -311,7 +318,9 @@ def test_frozen_parameters_and_several_groups() -> None:
 
         def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
             trained = [p for p in model.parameters() if p.requires_grad]
-            return torch.optim.Adam([{"params": trained[:1], "lr": 0.1}, {"params": trained[1:]}], amsgrad=True)
+            return torch.optim.Adam(
+                [{"params": trained[:1], "lr": 0.1}, {"params": trained[1:]}], amsgrad=True
+            )
 
     make = of(Frozen)
     data = load(make_slices([20]), make)
@@ -406,7 +415,10 @@ class Wrong(Plain):
         ({"model": "net"}, "Wrong.build_model: must return a torch.nn.Module, not str"),
         ({"optimizer": 0.1}, "Wrong.build_optimizer: must return a torch optimizer, not float"),
         ({"value": 0.5}, "Wrong.loss: must return a scalar tensor, not float"),
-        ({"value": torch.ones(4)}, r"Wrong.loss: must return a scalar tensor, not shape \[4\]; take the mean"),
+        (
+            {"value": torch.ones(4)},
+            r"Wrong.loss: must return a scalar tensor, not shape \[4\]; take the mean",
+        ),
         ({"value": torch.tensor(1.0)}, "Wrong.loss: does not depend on any parameter"),
     ],
 )
@@ -419,7 +431,9 @@ def test_a_wrong_recipe_is_explained(attributes: Mapping[str, Any], message: str
 def test_a_checkpoint_of_another_model_is_refused() -> None:
     plain, conv = recipe("Plain"), recipe("Conv")
     data = load(make_slices([8]), plain)
-    with pytest.raises(RecipeError, match=r"gave a model that the checkpoint does not fit: only one of them has 'average'"):
+    with pytest.raises(
+        RecipeError, match=r"gave a model that the checkpoint does not fit: only one of them has 'average'"
+    ):
         train(conv, data, start=train(plain, data))
 
     class Wider(Plain):
@@ -476,7 +490,11 @@ def test_a_constituent_predicts_as_it_was_trained() -> None:
     assert made.predict(model, batch).equal(again.predict(same_model, batch))
     assert model.get_parameter("0.weight").equal(codec.decode(state)["model"]["0.weight"])
     other = train(make, data, shard=1)
-    assert not load_constituent(make, other, CPU)[1].get_buffer("projection").equal(model.get_buffer("projection"))
+    assert (
+        not load_constituent(make, other, CPU)[1]
+        .get_buffer("projection")
+        .equal(model.get_buffer("projection"))
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -508,5 +526,7 @@ def test_on_a_gpu_cut_and_resumed_is_undisturbed(name: str, precision: Precision
 def test_on_a_gpu_a_model_starts_from_the_weights_of_the_cpu() -> None:
     make = recipe("Conv")
     gpu = torch.device("cuda", 0)
-    initial = train(make, load(make_slices([8]), make, "resident", gpu), num_steps=0, settings=arithmetic(device="cuda"))
+    initial = train(
+        make, load(make_slices([8]), make, "resident", gpu), num_steps=0, settings=arithmetic(device="cuda")
+    )
     assert initial == train(make, load(make_slices([8]), make), num_steps=0)

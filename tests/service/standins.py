@@ -33,6 +33,7 @@ ADDRESS = "/runs/mnist"
 TAG = "0123456789abcdef" * 4
 
 Outcome = Literal["forgotten", "unknown", "already forgotten"]
+FORGOTTEN: Outcome = "forgotten"
 
 
 def sizes(*shards: Sequence[int]) -> tuple[ShardSizes, ...]:
@@ -183,7 +184,7 @@ class StandIns:
         self, target: object, subjects: Sequence[str], *, on_event: OnEvent = ignore
     ) -> UnlearnResult:
         self._work(on_event, "unlearn", target, list(subjects))
-        return unlearn_result(self.outcomes or ("forgotten",) * len(subjects))
+        return unlearn_result(self.outcomes or (FORGOTTEN,) * len(subjects))
 
     def verify(
         self,

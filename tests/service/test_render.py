@@ -8,7 +8,16 @@ from rich.console import Console, RenderableType
 from sisa_ray.execution.results import IngestResult, StageStatus
 from sisa_ray.service import render
 from sisa_ray.service.subjects import SubjectList
-from tests.service.standins import ADDRESS, sizes, status_result, train_result, unlearn_result, verify_result
+from tests.service.standins import (
+    ADDRESS,
+    FORGOTTEN,
+    Outcome,
+    sizes,
+    status_result,
+    train_result,
+    unlearn_result,
+    verify_result,
+)
 
 
 def shown(content: RenderableType) -> str:
@@ -70,7 +79,7 @@ def test_unlearn_without_work() -> None:
 
 
 def test_the_unknown_come_first_and_long_lists_are_cut() -> None:
-    outcomes = ("forgotten",) * 60 + ("unknown",)
+    outcomes: tuple[Outcome, ...] = ((FORGOTTEN,) * 60) + ("unknown",)
     text = shown(render.unlearn_text(unlearn_result(outcomes), people(61), show_ids=False))
     first = next(line for line in text.splitlines() if line.startswith("line "))
     assert first.startswith("line 60")
