@@ -58,6 +58,7 @@ class BuildJob:
 
     @property
     def schema(self) -> pa.Schema:
+        """The Arrow schema of the role columns."""
         return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.columns)))
 
 

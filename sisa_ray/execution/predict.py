@@ -61,14 +61,9 @@ def voters(run: Run) -> list[Voter]:
     for shard in range(run.spec.config.sisa.num_shards):
         slices = lineage.slices(shard)
         ref = lineage.latest_clean(shard)
-        if ref is not None and sum(s.num_records for s in slices[: ref.stage]):
-            found.append(
-                Voter(
-                    ref=ref,
-                    num_records=sum(s.num_records for s in slices[: ref.stage]),
-                    is_constituent=ref.stage == len(slices),
-                )
-            )
+        num_records = sum(s.num_records for s in slices[: ref.stage]) if ref is not None else 0
+        if ref is not None and num_records:
+            found.append(Voter(ref=ref, num_records=num_records, is_constituent=ref.stage == len(slices)))
     if not found:
         raise RunConflict(f"{run.address}: nothing is trained yet; `sisa-ray train` comes first")
     return found

@@ -21,6 +21,7 @@ class ShardSizes(_Result):
 
     @property
     def num_records(self) -> int:
+        """Records of all slices."""
         return sum(self.slices)
 
 

@@ -182,8 +182,8 @@ class Session:
         for slice_ref in self.run.state.slices.values():
             if slice_ref.path in gone:
                 raise IntegrityError(
-                    f"{self.run.address}/{slice_ref.path}: the slice is gone or cut short and cannot be rebuilt from the "
-                    "run; restore this object from a backup, or ingest the source table under another name"
+                    f"{self.run.address}/{slice_ref.path}: the slice is gone or cut short and cannot be rebuilt from "
+                    "the run; restore this object from a backup, or ingest the source table under another name"
                 )
         lost = [ref for ref in self.run.state.stages.values() if ref.path in gone]
         for ref in lost:

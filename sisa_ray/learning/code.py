@@ -4,9 +4,6 @@ A static walk over import statements, from the recipe's module on, finds every m
 Python nor of an installed distribution; their bytes are the recipe's code (contract clause 10). Imports in
 functions, relative imports, packages' ``__init__`` and literal ``import_module("...")`` count. Modules whose
 names are computed at run time cannot be seen.
-
-:func:`activate` makes Python execute those very bytes: a cached ``.pyc`` (matched by second and size only) or
-a module imported before an edit would otherwise run under the key of the new code.
 """
 
 from __future__ import annotations
@@ -19,43 +16,32 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from importlib.machinery import FileFinder, ModuleSpec
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
 from sisa_ray.core.errors import RecipeError
 from sisa_ray.core.identity import CodeIdentity
 from sisa_ray.learning.arithmetic import NUMERICS
+from sisa_ray.learning.importing import (
+    FINDER,
+    STANDARD_MODULES,
+    SourceFile,
+    activate,
+    is_installed,
+    namespace_spec,
+)
 
-_STANDARD = frozenset(sys.stdlib_module_names) | frozenset(sys.builtin_module_names)
 _LOADERS = (
     (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
     (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES),
     (importlib.machinery.SourcelessFileLoader, importlib.machinery.BYTECODE_SUFFIXES),
 )
-_BORN = time.time()
 _PLATFORM = frozenset({"torch", "sisa-ray"})
 """Distributions that no key names: torch is the platform, sisa_ray is represented by ``NUMERICS``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """One module that is the user's own."""
-
-    path: str
-    data: bytes
-    is_package: bool
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the bytes."""
-        return sha256(self.data).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +72,10 @@ class RecipeCode:
             distributions=dict(sorted(self.distributions.items())),
             numerics=NUMERICS,
         )
+
+    def activate(self) -> None:
+        """Make imports execute these very bytes: see :func:`sisa_ray.learning.importing.activate`."""
+        activate(self.sources, self.namespaces)
 
 
 def recipe_code(class_path: str, search_dirs: Sequence[str] = ()) -> RecipeCode:
@@ -129,37 +119,6 @@ def recipe_code(class_path: str, search_dirs: Sequence[str] = ()) -> RecipeCode:
     )
 
 
-def activate(code: RecipeCode) -> None:
-    """Make imports of the recipe's modules execute the bytes in ``code``, dropping any loaded older copies.
-
-    One recipe is active at a time for each module name: the last one wins. Modules that the process had imported
-    by itself are kept where their files have not changed since, so that a program's own classes stay its own.
-
-    Raises:
-        RecipeError: where a module of that name, from elsewhere, is already in use in this process.
-    """
-    stale = False
-    for name, source in code.sources.items():
-        loaded = sys.modules.get(name)
-        if loaded is None or _runs(loaded, source) or _is_untouched(loaded, source):
-            continue
-        origin = getattr(loaded, "__file__", None)
-        if origin is None or _is_installed(origin) or name.partition(".")[0] in _STANDARD:
-            raise RecipeError(
-                f"recipe module {source.path}: this process already uses another module named {name!r} "
-                f"({origin or 'built in'}); rename yours"
-            )
-        stale = True
-    if stale:
-        own = tuple(f"{name}." for name in (*code.sources, *code.namespaces))
-        for name in [n for n in sys.modules if f"{n}.".startswith(own)]:
-            del sys.modules[name]
-    _FINDER.sources.update(code.sources)
-    _FINDER.namespaces.update(code.namespaces)
-    if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
-
-
 class _Walk:
     """Visits modules from the recipe's on, reading each once."""
 
@@ -184,7 +143,7 @@ class _Walk:
     def visit(self, name: str) -> bool:
         """Account for ``name`` and the packages it lies in; False where there is no such module."""
         top, *rest = name.split(".")
-        if top in _STANDARD:
+        if top in STANDARD_MODULES:
             self._refuse_shadowed_standard_module(top)
             return True
         if top == "sisa_ray":  # NUMERICS stands for it, in a checkout as well as installed
@@ -205,12 +164,12 @@ class _Walk:
             return False
         locations = list(spec.submodule_search_locations or [])
         if spec.origin is None or not spec.has_location:
-            if locations and not all(map(_is_installed, locations)):
+            if locations and not all(map(is_installed, locations)):
                 self.namespaces[name] = tuple(locations)
                 return True
             self._installed(name)
             return True
-        if _is_installed(spec.origin) and self._installed(name):
+        if is_installed(spec.origin) and self._installed(name):
             return True
         self._read(name, Path(spec.origin), is_package=spec.submodule_search_locations is not None)
         return True
@@ -226,7 +185,7 @@ class _Walk:
         if found is not None:
             return found
         for finder in sys.meta_path:  # editable installs and archives have finders of their own
-            if finder is not _FINDER and (spec := finder.find_spec(name, None)) is not None:
+            if finder is not FINDER and (spec := finder.find_spec(name, None)) is not None:
                 return spec
         return None
 
@@ -240,7 +199,7 @@ class _Walk:
             if spec is not None and spec.loader is not None:
                 return spec
             portions += (spec.submodule_search_locations or []) if spec is not None else []
-        return _namespace(name, portions) if portions else None
+        return namespace_spec(name, portions) if portions else None
 
     def _installed(self, name: str) -> bool:
         """Note the distributions that bring a module; False where none claims it."""
@@ -332,10 +291,6 @@ def _is_type_checking(test: ast.expr) -> bool:
     return name == "TYPE_CHECKING"
 
 
-def _is_installed(path: str) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
-
-
 def _normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
@@ -354,60 +309,3 @@ def _find_file(name: str, search_dirs: Sequence[str], class_path: str) -> Path:
     raise RecipeError(
         f"recipe {class_path!r}: there is no file {', '.join(dict.fromkeys(map(str, candidates)))}"
     )
-
-
-def _namespace(name: str, locations: Iterable[str]) -> ModuleSpec:
-    spec = ModuleSpec(name, None, is_package=True)
-    spec.submodule_search_locations = list(locations)
-    return spec
-
-
-class _BytesLoader(importlib.machinery.SourceFileLoader):
-    """Executes the bytes that were hashed, whatever the disk or a byte-code cache holds by now."""
-
-    def __init__(self, name: str, source: SourceFile) -> None:
-        super().__init__(name, source.path)
-        self.source = source
-
-    def get_code(self, fullname: str) -> CodeType:
-        code: CodeType = self.source_to_code(self.source.data, self.source.path)
-        return code
-
-
-def _is_untouched(module: ModuleType, source: SourceFile) -> bool:
-    """Whether the process imported that very file by itself, and it is as it was."""
-    if isinstance(getattr(module.__spec__, "loader", None), _BytesLoader):
-        return False
-    path = getattr(module, "__file__", None)
-    try:
-        return path is not None and Path(path).samefile(source.path) and Path(path).stat().st_mtime < _BORN
-    except OSError:
-        return False
-
-
-def _runs(module: ModuleType, source: SourceFile) -> bool:
-    loader = getattr(module.__spec__, "loader", None)
-    return isinstance(loader, _BytesLoader) and loader.source == source
-
-
-@dataclass
-class _Finder(importlib.abc.MetaPathFinder):
-    sources: dict[str, SourceFile] = field(default_factory=dict)
-    namespaces: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        source = self.sources.get(fullname)
-        if source is not None:
-            locations = [str(Path(source.path).parent)] if source.is_package else None
-            loader = _BytesLoader(fullname, source) if source.path.endswith(".py") else None
-            return importlib.util.spec_from_file_location(
-                fullname, source.path, loader=loader, submodule_search_locations=locations
-            )
-        if fullname in self.namespaces:
-            return _namespace(fullname, self.namespaces[fullname])
-        return None
-
-
-_FINDER = _Finder()

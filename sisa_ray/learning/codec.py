@@ -159,8 +159,8 @@ def _scalar(value: Any, name: str) -> tuple[str, torch.Tensor]:
             : len(value.encode())
         ]
     raise RecipeError(
-        f"state entry {name!r}: a value of type {type(value).__name__} cannot be saved; keep state in tensors (buffers "
-        "of the model), numbers, strings, or dicts and lists of them"
+        f"state entry {name!r}: a value of type {type(value).__name__} cannot be saved; keep state "
+        "in tensors (buffers of the model), numbers, strings, or dicts and lists of them"
     )
 
 

@@ -52,7 +52,7 @@ from sisa_ray.core.errors import RecipeError, RunConflict
 from sisa_ray.core.identity import CodeIdentity, differences
 from sisa_ray.core.keys import derive_seed
 from sisa_ray.learning.arithmetic import seeder
-from sisa_ray.learning.code import activate, recipe_code
+from sisa_ray.learning.code import recipe_code
 
 Batch = dict[str, torch.Tensor]
 """Named tensors of the same rows: the first dimension of each is the row."""
@@ -196,7 +196,7 @@ class RecipeSpec:
                 + "\n".join(f"  {line}" for line in lines)
                 + "\nRestore the code (and installed versions), or start a run with another name."
             )
-        activate(found)
+        found.activate()
         try:
             module = importlib.import_module(found.module)
         except Exception as error:  # whatever the user's module raises

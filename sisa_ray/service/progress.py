@@ -23,7 +23,7 @@ from sisa_ray.execution.events import (
     StageProgress,
     WorkPlanned,
 )
-from sisa_ray.service.tracker import Clock, ShardLine, Tracker, duration
+from sisa_ray.service.tracker import Clock, ShardLine, Tracker, count, duration
 
 _MAX_SHARD_LINES = 8
 _PLAIN_EVERY_S = 10.0
@@ -94,7 +94,11 @@ class _Base:
         with self._lock:
             phase, self._phase = self._phase, None
             built = self._tracker
-            done = f": {built.stages_built} stages, {built.steps:,} steps" if self._counting else ""
+            done = (
+                f": {count(built.stages_built, 'stage')}, {count(built.steps, 'step')}"
+                if self._counting
+                else ""
+            )
         if self._counting or seconds >= _WORTH_TELLING_S:
             self._finished(f"{phase}{done} ({duration(seconds)})")
 
@@ -134,7 +138,9 @@ class PlainDisplay(_Base):
         now = self._clock()
         if now - self._said_at >= _PLAIN_EVERY_S:
             self._said_at = now
-            self._say(f"{self._phase}: {self._tracker.summary().strip()}")
+            self._say(
+                f"{self._phase}: {'  '.join([f'{self._tracker.fraction:.0%}', *self._tracker.figures()])}"
+            )
 
     def _finished(self, text: str) -> None:
         self._say(text)
@@ -177,23 +183,28 @@ class LiveDisplay(_Base):
                 elapsed = duration(self._clock() - self._phase_started_at)
                 self._spinner.update(text=Text.assemble(self._phase or "starting", ("  " + elapsed, "dim")))
                 return self._spinner
-            return Group(self._overall(), *self._shard_lines())
+            figures = Text("  " + "  ".join(self._tracker.figures()), style="dim")
+            return Group(self._overall(), figures, *self._shard_lines())
 
     def _overall(self) -> RenderableType:
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=1.0, completed=self._tracker.fraction, width=30)
-        row.add_row(Text(self._phase or "", style="bold"), bar, Text(self._tracker.summary()))
+        row.add_row(Text(self._phase or "", style="bold"), bar, Text(f"{self._tracker.fraction:.0%}"))
         return row
 
     def _shard_lines(self) -> list[RenderableType]:
         tracker = self._tracker
+        if not tracker.shards:
+            return [Text("  starting shard actors", style="dim")]
         at_work = [line for line in tracker.shards.values() if line.stage is not None]
         resting = [line for line in tracker.shards.values() if line.stage is None]
         shown = sorted((at_work[::-1] + resting[::-1])[:_MAX_SHARD_LINES], key=lambda line: line.shard)
         lines: list[RenderableType] = [_shard_text(line) for line in shown]
         hidden = len(tracker.shards) - len(shown)
         waiting = max(0, tracker.num_shards - len(tracker.shards))
-        rest = [f"{hidden} more shards"] * bool(hidden) + [f"{waiting} shards waiting"] * bool(waiting)
+        rest = [f"{count(hidden, 'more shard')}"] * bool(hidden) + [
+            f"{count(waiting, 'shard')} waiting"
+        ] * bool(waiting)
         if rest:
             lines.append(Text("  " + ", ".join(rest), style="dim"))
         return lines
@@ -202,7 +213,7 @@ class LiveDisplay(_Base):
 def _shard_text(line: ShardLine) -> Text:
     text = Text.assemble(f"  shard {line.shard:<4}", ("■" * min(line.stages_built, 40), "green"))
     if line.stage is None:
-        return text.append(f" {line.stages_built} stages built", style="dim")
+        return text.append(f" {count(line.stages_built, 'stage')} built", style="dim")
     share = line.step / line.num_steps if line.num_steps else 1.0
     return text.append("▸ ", style="cyan").append(f"stage {line.stage}, {share:.0%}")
 

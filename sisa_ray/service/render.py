@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sisa_ray.service.subjects import SubjectList
-from sisa_ray.service.tracker import duration
+from sisa_ray.service.tracker import count, duration
 
 if TYPE_CHECKING:
     from sisa_ray.execution.results import (
@@ -56,7 +56,7 @@ def train_text(result: TrainResult) -> RenderableType:
     """What was built and how good it is."""
     lines = [f"{result.num_shards} shards × {result.num_slices} slices, {result.num_records:,} records: "]
     if result.stages_built:
-        lines[0] += f"built {_count(result.stages_built, 'stage')} in {duration(result.seconds)} "
+        lines[0] += f"built {count(result.stages_built, 'stage')} in {duration(result.seconds)} "
         lines[0] += f"({result.record_visits:,} record-visits)"
     else:
         lines[0] += "everything was trained before"
@@ -82,18 +82,18 @@ def measure(metric: str | None, value: float) -> str:
 
 def unlearn_text(result: UnlearnResult, subjects: SubjectList, *, show_ids: bool) -> RenderableType:
     """What became of everybody, and what it cost."""
-    parts = [f"forgot {result.num_forgotten:,} of {_count(result.num_subjects, 'subject')}"]
+    parts = [f"forgot {result.num_forgotten:,} of {count(result.num_subjects, 'subject')}"]
     if result.num_already_forgotten:
         parts.append(f"{result.num_already_forgotten:,} forgotten before")
     if result.num_unknown:
         parts.append(f"{result.num_unknown:,} unknown here")
     lines = [
-        "; ".join(parts) + f" ({_count(result.num_records, 'record')} erased, {duration(result.seconds)})"
+        "; ".join(parts) + f" ({count(result.num_records, 'record')} erased, {duration(result.seconds)})"
     ]
     if result.slices_rewritten:
         lines.append(
-            f"rewrote {_count(result.slices_rewritten, 'slice')}, deleted "
-            f"{_count(result.objects_purged, 'object')} and verified that they are gone"
+            f"rewrote {count(result.slices_rewritten, 'slice')}, deleted "
+            f"{count(result.objects_purged, 'object')} and verified that they are gone"
         )
     lines.append(_cost(result))
     if result.generation:
@@ -105,9 +105,9 @@ def _cost(result: UnlearnResult) -> str:
     if not result.stages_rebuilt:
         return "nothing had to be retrained"
     share = result.record_visits / max(1, result.full_retrain_record_visits)
-    shards = _count(len(result.shards_rebuilt), "shard")
+    shards = count(len(result.shards_rebuilt), "shard")
     return (
-        f"retrained {_count(result.stages_rebuilt, 'stage')} of {shards}: "
+        f"retrained {count(result.stages_rebuilt, 'stage')} of {shards}: "
         f"{result.record_visits:,} record-visits instead of {result.full_retrain_record_visits:,} "
         f"for training from scratch ({share:.1%})"
     )
@@ -132,8 +132,8 @@ def verify_text(result: VerifyResult) -> RenderableType:
     """One line of what was compared and how it ended, and where it first differs."""
     source = "source tables" if result.source == "source tables" else "slices of the run"
     compared = (
-        f"{_count(result.num_slices, 'slice')}, {_count(result.num_checkpoints, 'checkpoint')} and "
-        f"{_count(result.num_predictions, 'prediction')} of {_count(len(result.shards), 'shard')} compared "
+        f"{count(result.num_slices, 'slice')}, {count(result.num_checkpoints, 'checkpoint')} and "
+        f"{count(result.num_predictions, 'prediction')} of {count(len(result.shards), 'shard')} compared "
         f"with training from scratch (from the {source}) in {duration(result.seconds)}"
     )
     answer = {"bit-identical": "yes", "different": "NO", "not comparable": "not comparable"}[result.outcome]
@@ -147,8 +147,8 @@ def verify_text(result: VerifyResult) -> RenderableType:
 
 def predict_text(result: PredictResult) -> RenderableType:
     """Where the predictions are, and how good where the table has labels."""
-    voters = _count(result.num_voters, "constituent")
-    lines = [f"{_count(result.num_rows, 'prediction')} by {voters}, rule {result.rule}"]
+    voters = count(result.num_voters, "constituent")
+    lines = [f"{count(result.num_rows, 'prediction')} by {voters}, rule {result.rule}"]
     if result.mean_agreement is not None:
         lines[0] += f", mean agreement {result.mean_agreement:.1%}"
     if result.value is not None:
@@ -160,7 +160,7 @@ def baseline_text(result: BaselineResult) -> RenderableType:
     """A single model beside the ensemble."""
     on = "everything" if result.kind == "full" else "one shard's share of the data"
     text = (
-        f"one model on {on}: {_count(result.num_records, 'record')}, "
+        f"one model on {on}: {count(result.num_records, 'record')}, "
         f"{result.record_visits:,} record-visits in {duration(result.seconds)}"
     )
     if result.value is not None:
@@ -172,14 +172,14 @@ def status_text(result: StatusResult) -> RenderableType:
     """Shards × slices, totals, and what to do next."""
     num_built = sum(s.status == "built" for s in result.stages)
     facts = [
-        f"{result.num_records:,} records in {_count(len(result.shards), 'shard')}",
+        f"{result.num_records:,} records in {count(len(result.shards), 'shard')}",
         f"{num_built}/{len(result.stages)} stages built",
         f"generation {result.generation}" if result.generation else "nothing published yet",
         f"device {result.device}",
     ]
     people = [
-        f"{_count(result.num_suppressed, 'subject')} forgotten or never to be ingested",
-        f"{_count(result.open_requests, 'open request')}",
+        f"{count(result.num_suppressed, 'subject')} forgotten or never to be ingested",
+        f"{count(result.open_requests, 'open request')}",
         "purge due" if result.purge_due else "nothing left to purge",
     ]
     lines: list[RenderableType] = [_address(result.address), Text(", ".join(facts)), Text(", ".join(people))]
@@ -252,7 +252,3 @@ def _slice_sizes(shard: ShardSizes) -> str:
 
 def _address(address: str) -> Text:
     return Text.assemble(("run: ", "dim"), address)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

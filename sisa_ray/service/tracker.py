@@ -87,14 +87,23 @@ class Tracker:
         rate = self.steps_per_s
         return (self.num_steps - self.steps) / rate if rate else None
 
-    def summary(self) -> str:
-        """One line of figures."""
-        parts = [f"{self.fraction:4.0%}", f"{self.steps:,}/{self.num_steps:,} steps"]
+    def figures(self) -> list[str]:
+        """Steps and stages done, and rate and time left where they are known."""
+        parts = [f"{self.steps:,}/{self.num_steps:,} steps"]
         parts.append(f"{self.stages_built}/{max(self.num_stages, self.stages_built)} stages")
         rate, left = self.steps_per_s, self.left_s
         if rate is not None and left is not None and self.steps < self.num_steps:
             parts += [f"{rate:,.0f} steps/s", f"about {duration(left)} left"]
-        return "  ".join(parts)
+        return parts
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> count(1, "stage"), count(2000, "stage")
+    ('1 stage', '2,000 stages')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ class LocalStore:
 
     def get(self, path: str) -> bytes:
         """All bytes of an object."""
-        return self._patiently(path, lambda: (self._root / path).read_bytes())
+        return self._patiently(path, (self._root / path).read_bytes)
 
     def open(self, path: str) -> BinaryIO:
         """An object to read in pieces."""

@@ -74,6 +74,8 @@ def _is_sorted(ids: pa.Array) -> bool:
 
 def gather(table: pa.Table, indices: Int64Array) -> pa.Table:
     """The rows ``indices``. :meth:`pyarrow.Table.take` cannot take from columns of more than 2 GiB."""
+    if len(indices) == 0:
+        return table.schema.empty_table()
     if table.nbytes < _GATHER_BYTES:
         return table.take(pa.array(indices)).combine_chunks()
     batches = table.to_batches()
@@ -102,7 +104,7 @@ def write_slice(table: pa.Table, *, num_buckets: int = 1, seed: int = 0) -> byte
     Nothing but the rows goes into it: no statistics (they would keep single values readable at a glance),
     no dictionaries, no metadata of the table's origin.
     """
-    table = sort_by_id(table)
+    table = sort_by_id(pa.table(table.columns, names=table.schema.names))
     sizes = [table.num_rows]
     if num_buckets > 1:
         buckets = buckets_of(record_hashes(table[RECORD_ID].to_pylist(), seed=seed), num_buckets)

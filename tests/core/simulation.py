@@ -145,6 +145,10 @@ class World:
             "closed": [batch.plan.affected for batch in state.closed_batches.values()],
         }
 
+    def costs(self) -> list[int]:
+        """Record-visits of each closed batch."""
+        return [batch.closed.record_visits for batch in self.state.closed_batches.values()]
+
     # What the process does
 
     def _open(self, command: str) -> None:

@@ -1,6 +1,6 @@
 """Golden digests of fixed tiny trainings: they guard ``NUMERICS``.
 
-Bits hold on one platform, so the digests are compared where the recorded one is, and skipped elsewhere. To add a
+Bits hold on one platform, so the digests are compared on the recorded one, and skipped elsewhere. To add a
 training, call :func:`check_golden` with a new name in any test, and record it:
 
     SISA_RAY_WRITE_GOLDEN=1 python -m pytest -n0 tests/learning tests/recipes -k golden
@@ -43,7 +43,7 @@ def check_golden(name: str, state: bytes) -> None:
 
 @cache
 def bare_platform() -> dict[str, str]:
-    """What the bits depend on beside our code. None of it goes through sisa_ray, so no change of ours hides here."""
+    """What the bits depend on beside our code; found without our code, so that no change of it hides."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -70,7 +70,7 @@ class DropoutAdam(Plain):
 
 
 class Conv(Plain):
-    """Batch norm, momentum, a learning-rate schedule, channels last, and a weight average after every step."""
+    """Batch norm, momentum, a learning-rate schedule, channels last, a weight average after every step."""
 
     memory_format = torch.channels_last
 

@@ -110,7 +110,7 @@ def test_threads_take_turns() -> None:
 
 
 def draws() -> tuple[float, ...]:
-    numpy_draws = (np.random.random(), np.random.normal())  # noqa: NPY002 - the generator that recipes draw from
+    numpy_draws = (np.random.random(), np.random.normal())
     return (torch.rand(()).item(), torch.randn(()).item(), *numpy_draws, random.random(), random.gauss(0, 1))
 
 

@@ -203,7 +203,7 @@ class Returning(Plain):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda n: torch.ones(n), "must return a dict of tensors, not Tensor"),
+        (torch.ones, "must return a dict of tensors, not Tensor"),
         (lambda n: {}, "must return a dict of tensors, not dict"),
         (lambda n: {"x": [1] * n}, "'x' must be a tensor on the CPU, not a list"),
         (lambda n: {"x": torch.ones(n, device="meta")}, "'x' must be a tensor on the CPU, not one on meta"),

@@ -119,7 +119,7 @@ def test_a_recipe_s_own_error_stays_as_it_is(tmp_path: Path) -> None:
         "from sisa_ray.core.errors import RecipeError\n"
         "class Net(Plain):\n    def bind(self, schema): raise RecipeError('features: must be images')\n"
     )
-    with pytest.raises(RecipeError, match="^features: must be images$"):
+    with pytest.raises(RecipeError, match=r"^features: must be images$"):
         spec(tmp_path, source).create(SCHEMA)
 
 
@@ -136,14 +136,14 @@ def test_other_code_than_the_run_s_is_refused(tmp_path: Path) -> None:
     pinned = RecipeSpec(class_path=plain.class_path, search_dirs=plain.search_dirs, code=code)
     assert issubclass(pinned.load(), Recipe)
     spec(tmp_path, "class Net(Plain):\n    lr = 2\n")
-    with pytest.raises(RunConflict, match="its code here is not the run's:\n  modules.zz_net: ") as error:
+    with pytest.raises(RunConflict, match=r"its code here is not the run's:\n  modules.zz_net: ") as error:
         pinned.load()
     assert "modules.tests" not in str(error.value)
 
 
 def test_what_a_constructor_draws_is_a_constant() -> None:
     def draw() -> Any:
-        return torch.rand(2).tolist(), np.random.random(), random.random()  # noqa: NPY002 - what recipes draw from
+        return torch.rand(2).tolist(), np.random.random(), random.random()
 
     torch.manual_seed(1)
     first = new_recipe(draw)

@@ -53,12 +53,12 @@ def test_exact_recipes_pass(name: str, fresh: Executor) -> None:
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("OwnGenerator", "interrupted after 7 steps and resumed"),
-        ("OwnCounter", "interrupted after 7 steps and resumed"),
+        ("OwnGenerator", "interrupted after 5 steps and resumed"),
+        ("OwnCounter", "interrupted after 5 steps and resumed"),
         ("GlobalCounter", "in a fresh process"),
         ("OwnClock", "in a fresh process"),
         ("UnseededNumpy", "in a fresh process"),
-        ("HiddenState", "interrupted after 7 steps and resumed"),
+        ("HiddenState", "interrupted after 5 steps and resumed"),
         ("DecodeCounts", "in a fresh process"),
     ],
 )

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -21,7 +20,6 @@ from tests.learning.recipes import Conv, DropoutAdam, Plain
 from tests.learning.sources import (
     CPU,
     SCHEMA,
-    SEED,
     arithmetic,
     fresh_process,
     load,
@@ -87,7 +85,8 @@ def test_stages_in_fresh_processes_are_those_of_one_process() -> None:
     with fresh_process() as one, fresh_process() as other:
         for name in NAMES:
             expected = stages(recipe(name), settings=arithmetic(precision="bf16"))
-            last, partials = expected[1], {}
+            last = expected[1]
+            partials: dict[int, bytes] = {}
             train(
                 recipe(name),
                 load(make_slices(SIZES), recipe(name)),
@@ -110,8 +109,8 @@ def test_generators_and_settings_before_the_call_do_not_matter(name: str) -> Non
     expected = stages(make)
     torch.manual_seed(123)
     torch.randn(3)
-    np.random.seed(5)  # noqa: NPY002 - the generator that recipes draw from
-    np.random.normal()  # noqa: NPY002 - leaves a second normal number in its cache
+    np.random.seed(5)
+    np.random.normal()
     random.seed(7)
     random.gauss(0, 1)
     torch.set_default_dtype(torch.float64)
@@ -142,7 +141,7 @@ def test_every_generator_depends_on_every_step() -> None:
         draws: list[tuple[float, float, float]]
 
         def augment(self, batch: Batch) -> Batch:
-            numpy_draw = float(np.random.random())  # noqa: NPY002 - the generator that recipes draw from
+            numpy_draw = float(np.random.random())
             self.draws.append((torch.rand(()).item(), numpy_draw, random.random()))
             return batch
 
@@ -222,7 +221,7 @@ def test_the_learning_rate_sees_stage_and_fraction_and_scales_the_optimizer_s_ow
 
         def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
             first, second = model.children()
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": first.parameters()},
                 {"params": second.parameters(), "lr": torch.tensor(0.5)},
             ]
@@ -318,9 +317,8 @@ def test_frozen_parameters_and_several_groups() -> None:
 
         def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
             trained = [p for p in model.parameters() if p.requires_grad]
-            return torch.optim.Adam(
-                [{"params": trained[:1], "lr": 0.1}, {"params": trained[1:]}], amsgrad=True
-            )
+            groups: list[dict[str, Any]] = [{"params": trained[:1], "lr": 0.1}, {"params": trained[1:]}]
+            return torch.optim.Adam(groups, amsgrad=True)
 
     make = of(Frozen)
     data = load(make_slices([20]), make)

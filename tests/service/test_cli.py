@@ -253,7 +253,7 @@ def test_interruption(stand_ins: StandIns) -> None:
 
 def test_quiet_hides_progress_but_no_warning(stand_ins: StandIns) -> None:
     _, loud = invoke("train", "r.yaml")
-    assert "training: 1 stages, 10 steps" in loud
+    assert "training: 1 stage, 10 steps" in loud
     _, err = invoke("train", "r.yaml", "--quiet")
     assert err == "warning: the disk is nearly full\n"
 

@@ -53,7 +53,7 @@ def test_plain_lines_come_at_the_ends_and_every_ten_seconds() -> None:
         "rewriting slices (1.0 s)",
         "training: 18%  110/600 steps  0/24 stages  11 steps/s  about 45 s left",
         "training: 35%  210/600 steps  0/24 stages  10 steps/s  about 37 s left",
-        "training: 1 stages, 600 steps (24 s)",
+        "training: 1 stage, 600 steps (24 s)",
     ]
 
 
@@ -108,12 +108,13 @@ def test_the_live_display_shows_the_whole_and_the_shards_at_work() -> None:
     shown.print(display.render())
     lines = [line.strip() for line in text(shown).splitlines()]
     assert lines[0].startswith("retraining")
-    assert lines[0].endswith("44%  265/600 steps  10/24 stages  26 steps/s  about 13 s left")
+    assert lines[0].endswith("44%")
+    assert lines[1] == "265/600 steps  10/24 stages  26 steps/s  about 13 s left"
     assert "shard 0   ■▸ stage 2, 20%" in lines
     assert "shard 3   ■▸ stage 2, 40%" in lines
-    assert "shard 9   ■ 1 stages built" in lines
+    assert "shard 9   ■ 1 stage built" in lines
     assert lines[-1] == "2 more shards, 2 shards waiting"
-    assert len(lines) == 1 + 8 + 1
+    assert len(lines) == 2 + 8 + 1
 
 
 def test_the_live_display_leaves_finished_parts_and_warnings_behind() -> None:
@@ -123,7 +124,7 @@ def test_the_live_display_leaves_finished_parts_and_warnings_behind() -> None:
         clock.now_s = 75.0
         display(Notice(text="careful"))
         display(StageFinished(ref=stage_ref(0, 1, 600)))
-    assert "✓ training: 1 stages, 600 steps (1 min 15 s)" in text(shown)
+    assert "✓ training: 1 stage, 600 steps (1 min 15 s)" in text(shown)
     assert "warning: careful" in text(shown)
 
 
@@ -136,3 +137,15 @@ def test_the_live_display_says_what_it_is_at_without_steps() -> None:
     shown.print(display.render())
     assert "starting  0.0 s" in text(shown)
     assert "purging  3.0 s" in text(shown)
+
+
+def test_the_live_display_is_no_wider_than_a_narrow_terminal() -> None:
+    shown, clock = console(terminal=True), Clock()
+    display = LiveDisplay(shown, training="training from scratch", clock=clock)
+    display(WorkPlanned(num_shards=20, num_stages=1000, num_steps=1_234_567))
+    shown.print(display.render())
+    assert "starting shard actors" in text(shown)
+    clock.now_s = 10.0
+    display(StageProgress(shard=19, stage=50, step=123_456, num_steps=999_999))
+    shown.print(display.render())
+    assert max(len(line.rstrip()) for line in text(shown).splitlines()) < 80

@@ -69,11 +69,11 @@ def test_no_steps_at_all() -> None:
     made, _ = tracker(num_steps=0)
     made.advance(StageFinished(ref=stage_ref(0, 1, 0)))
     assert made.fraction == 1.0
-    assert made.summary() == "100%  0/0 steps  1/4 stages"
+    assert made.figures() == ["0/0 steps", "1/4 stages"]
 
 
-def test_summary() -> None:
+def test_figures() -> None:
     made, clock = tracker(num_steps=2000)
     clock.now_s = 10.0
     made.advance(progress(0, 1, 500, 1000))
-    assert made.summary() == " 25%  500/2,000 steps  0/4 stages  50 steps/s  about 30 s left"
+    assert made.figures() == ["500/2,000 steps", "0/4 stages", "50 steps/s", "about 30 s left"]

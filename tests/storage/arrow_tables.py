@@ -74,9 +74,8 @@ def _values(kind: pa.DataType, *, nulls: bool, finite: bool) -> st.SearchStrateg
     if t.is_binary(kind):
         return st.binary(max_size=4)
     if t.is_decimal(kind):
-        return st.integers(-(10**kind.precision) + 1, 10**kind.precision - 1).map(
-            lambda unscaled: Decimal(unscaled).scaleb(-kind.scale) if unscaled else Decimal(0)
-        )
+        digits = st.integers(0, 10**kind.precision - 1).map(lambda n: tuple(map(int, str(n))))
+        return st.builds(lambda sign, n: Decimal((sign, n, -kind.scale)), st.sampled_from([0, 1]), digits)
     if kind in SIGNED:
         bits = SIGNED[kind]
         return st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
