@@ -1,4 +1,4 @@
-"""Ingest of a large table on a local Ray: peak memory of everything, records a second, and the speed of routing.
+"""Ingest of a large table on a local Ray: peak memory of everything, records a second, speed of routing.
 
     python benchmarks/ingest.py                             # 10 million records of 8 features through Ray
     python benchmarks/ingest.py --records 30000000 --max-gib 4
@@ -44,9 +44,8 @@ def write_table(path: Path, *, num_records: int, num_features: int) -> None:
     writer = None
     for start in range(0, num_records, PIECE_RECORDS):
         size = min(PIECE_RECORDS, num_records - start)
-        columns = {"id": np.arange(start, start + size)}
-        columns |= {f"x{i}": rng.standard_normal(size) for i in range(num_features)}
-        table = pa.table({**columns, "label": rng.integers(0, 10, size)})
+        features = {f"x{i}": rng.standard_normal(size) for i in range(num_features)}
+        table = pa.table({"id": np.arange(start, start + size), **features, "label": rng.integers(0, 10, size)})
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     assert writer is not None
@@ -56,7 +55,7 @@ def write_table(path: Path, *, num_records: int, num_features: int) -> None:
 class MemorySampler:
     """Peak memory in bytes of this process and its descendants while the ``with`` block runs."""
 
-    def __init__(self, every_s: float = 0.1) -> None:
+    def __init__(self, every_s: float = 0.25) -> None:
         # Ray's services outlive those that start them; whoever is orphaned becomes a child of this process.
         set_child_subreaper = 36
         ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
@@ -137,13 +136,14 @@ def make_job(table: Path, directory: Path, *, num_features: int) -> IngestJob:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--records", type=int, default=10_000_000)
     parser.add_argument("--features", type=int, default=8)
     parser.add_argument("--path", choices=["ray", "direct"], default="ray", help="how the table is ingested")
     parser.add_argument("--cpus", type=int, default=2, help="of the local Ray")
     parser.add_argument("--object-store-mib", type=int, default=256, help="of the local Ray")
-    parser.add_argument("--max-gib", type=float, default=None, help="exit with 1 where the peak is above this")
+    parser.add_argument("--max-gib", type=float, default=None, help="exit with 1 where the peak is higher")
     parser.add_argument("--directory", type=Path, default=None, help="for the table and the slices")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as temporary:

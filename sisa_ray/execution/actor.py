@@ -21,6 +21,7 @@ from sisa_ray.core.keys import file_digest
 from sisa_ray.core.planner import ShardPlan, StagePlan
 from sisa_ray.core.records import SliceRef, StageRef
 from sisa_ray.execution.events import CheckpointBroken, ShardEvent, StageFinished, StageProgress
+from sisa_ray.execution.logs import shard_log
 from sisa_ray.learning.arithmetic import platform_fingerprint
 from sisa_ray.learning.ensemble import predict_constituent
 from sisa_ray.learning.loader import Loader, make_loader
@@ -32,8 +33,6 @@ from sisa_ray.storage.checkpoints import PartialStore, StoredPartial, read_check
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.slices import open_slice
 from sisa_ray.storage.tables import SliceFile
-
-logger = logging.getLogger("sisa_ray.shard")
 
 Floats = npt.NDArray[np.float64]
 
@@ -135,13 +134,15 @@ class ShardActor:
 
     def _build_and_report(self, job: BuildJob, plan: ShardPlan, emit: _Emit) -> None:
         try:
-            self._build(job, plan, emit)
+            with shard_log(self._spec.config.name, plan.shard) as logger:
+                logger.info("building stages %d to %d", plan.stages[0].stage, plan.stages[-1].stage)
+                self._build(job, plan, emit, logger)
         except BaseException as error:  # whatever it is, the caller must see it
             emit(error)
         else:
             emit(None)
 
-    def _build(self, job: BuildJob, plan: ShardPlan, emit: _Emit) -> None:
+    def _build(self, job: BuildJob, plan: ShardPlan, emit: _Emit, logger: logging.Logger) -> None:
         state: bytes | None = None
         if plan.start is not None:
             try:
@@ -164,6 +165,10 @@ class ShardActor:
                 resume = partials.latest() if number == 0 else None
                 state = self._train(plan.shard, stage, factory, loader, state, partials, resume, emit)
                 seconds = time.monotonic() - started
+                rate = stage.num_steps / max(seconds, 1e-9)
+                logger.info(
+                    "stage %d: %d steps in %.3f s, %.0f a second", stage.stage, stage.num_steps, seconds, rate
+                )
                 if pending is not None:
                     pending.result()  # at most one checkpoint waits: memory stays bounded
                 ref = StageRef(
@@ -196,7 +201,6 @@ class ShardActor:
         def report(step: int) -> None:
             emit(StageProgress(shard=shard, stage=stage.stage, step=step, num_steps=stage.num_steps))
 
-        logger.info("shard=%05d stage=%04d steps=%d starting", shard, stage.stage, stage.num_steps)
         result = train_stage(
             recipe=factory,
             data=loader,
@@ -214,7 +218,6 @@ class ShardActor:
             partial_every_s=self._spec.config.partial_checkpoint_every_s,
             on_progress=report,
         )
-        logger.info("shard=%05d stage=%04d seconds=%.3f done", shard, stage.stage, result.seconds)
         return result.state
 
     def _sources(self, job: BuildJob, slices: Sequence[SliceRef]) -> list[SliceFile]:

@@ -145,7 +145,7 @@ def _run(task: Callable[[dict[str, Any]], dict[str, Any]], num_tasks: int, piece
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray Data's news off the terminal, which has a progress display already; its log files have them."""
+    """Keep Ray Data's news off the terminal, which shows progress already; its log files have them."""
     consoles = [h for h in logging.getLogger("ray.data").handlers if h.name == "console"]
     levels = [handler.level for handler in consoles]
     try:

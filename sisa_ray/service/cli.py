@@ -38,7 +38,7 @@ _EPILOG = """Exit codes:
   5 another process has taken the run
   6 training failed
   70 unexpected, with a traceback
-  130 interrupted"""
+  130 interrupted, 143 terminated"""
 
 
 app = typer.Typer(

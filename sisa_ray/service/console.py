@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,7 +26,9 @@ EXIT_UNEXPECTED = 70
 """Python's own exit code of an uncaught exception is 1, which must keep its one meaning: the bits differ."""
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 
+_GOES_ON = "what was committed stays, and the same command goes on from there"
 _PIPE_WIDTH = 160
 _STORY_WIDTH = 96
 _HELD: list[TextIO] = []
@@ -85,12 +88,12 @@ class Output:
             self._fail(error, str(error), error.exit_code)
         except BrokenPipeError:
             self._leave_quietly()
-        except KeyboardInterrupt:
-            self._fail(
-                KeyboardInterrupt(),
-                "interrupted; what was committed stays, and the same command goes on from there",
-                EXIT_INTERRUPTED,
-            )
+        except KeyboardInterrupt as error:
+            self._fail(error, f"interrupted; {_GOES_ON}", EXIT_INTERRUPTED)
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:  # so Ray turns the signal into an exception
+                raise
+            self._fail(error, f"terminated; {_GOES_ON}", EXIT_TERMINATED)
         except Exception as error:
             traceback.print_exc()
             self._fail(error, "unexpected; please report the traceback above", EXIT_UNEXPECTED)

@@ -100,7 +100,7 @@ class _Base:
                 else ""
             )
         if self._counting or seconds >= _WORTH_TELLING_S:
-            self._finished(f"{phase}{done} ({duration(seconds)})")
+            self._finished(f"{_head(phase)}{done} ({duration(seconds)})")
 
     def _started(self, phase: str) -> None: ...
     def _advanced(self) -> None: ...
@@ -219,7 +219,7 @@ def _shard_text(line: ShardLine) -> Text:
 
 
 def _head(text: str) -> str:
-    return text.partition(",")[0]
+    return text.partition(", ")[0]
 
 
 def open_display(console: Console, *, quiet: bool, training: str = "training") -> Display:

@@ -178,7 +178,7 @@ def status_text(result: StatusResult) -> RenderableType:
         f"device {result.device}",
     ]
     people = [
-        f"{count(result.num_suppressed, 'subject')} forgotten or never to be ingested",
+        f"{count(result.num_suppressed, 'subject')} asked to be forgotten",
         f"{count(result.open_requests, 'open request')}",
         "purge due" if result.purge_due else "nothing left to purge",
     ]

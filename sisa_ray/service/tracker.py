@@ -11,6 +11,7 @@ from sisa_ray.execution.events import StageFinished, StageProgress, WorkPlanned
 Clock = Callable[[], float]
 
 _RATE_WINDOW_S = 20.0
+_RATE_AFTER_S = 0.5
 
 
 @dataclass(kw_only=True)
@@ -37,10 +38,10 @@ class Tracker:
         self.num_stages = plan.num_stages if plan else 0
         self._planned_steps = plan.num_steps if plan else 0
         self.stages_built = 0
-        self.started_at = self._clock()
         self.shards: dict[int, ShardLine] = {}
         self._built_steps = 0
-        self._samples: deque[tuple[float, int]] = deque([(self.started_at, 0)])
+        # From the first news on: what went before was the start of shard actors, or done by an earlier command.
+        self._samples: deque[tuple[float, int]] = deque()
 
     def advance(self, event: StageProgress | StageFinished) -> None:
         """A shard got further."""
@@ -78,8 +79,10 @@ class Tracker:
     @property
     def steps_per_s(self) -> float | None:
         """Recent speed, None while there is nothing to go by."""
+        if not self._samples:
+            return None
         (t0, n0), (t1, n1) = self._samples[0], self._samples[-1]
-        return (n1 - n0) / (t1 - t0) if t1 > t0 and n1 > n0 else None
+        return (n1 - n0) / (t1 - t0) if t1 - t0 >= _RATE_AFTER_S and n1 > n0 else None
 
     @property
     def left_s(self) -> float | None:

@@ -154,11 +154,19 @@ def normalise(array: pa.Array) -> pa.Array:
         return pa.StructArray.from_arrays(children, fields=list(target), mask=mask)
     if t.is_fixed_size_list(kind) or _is_list(kind):
         if not (t.is_list(kind) or t.is_fixed_size_list(kind)):
-            array = array.cast(pa.list_(kind.value_type))
+            array = _plain_list(array)
         buffers = array.buffers()[: 1 if t.is_fixed_size_list(kind) else 2]
         child = normalise(array.values)  # all of it, whatever the offset: the buffers stay as they are
         return pa.Array.from_buffers(target, len(array), buffers, offset=array.offset, children=[child])
     return array if kind.equals(target) else array.cast(target)
+
+
+def _plain_list(array: pa.Array) -> pa.Array:
+    """A list array with offsets of 32 bits, from one of another layout: Arrow's casts of views are not safe."""
+    lengths = np.asarray(pc.list_value_length(array).fill_null(0)).astype(np.int64)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)])).cast(pa.int32())
+    mask = array.is_null() if array.null_count else None
+    return pa.ListArray.from_arrays(offsets, array.flatten(), mask=mask)
 
 
 def is_key_type(kind: pa.DataType) -> bool:

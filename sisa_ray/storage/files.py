@@ -62,8 +62,10 @@ def _s3_files(url: str) -> list[str]:
     root = "/".join(parts[:fixed])
     if fixed < 3:
         raise ConfigError(f"{url}: the bucket's name cannot be a pattern")
-    pattern = re.compile(_regex("/".join(parts[fixed:])))
-    return [f"{root}/{info.path}" for info in open_store(root).list("") if pattern.fullmatch(info.path)]
+    rest = "/".join(parts[fixed:])
+    pattern = re.compile(_regex(rest))
+    found = open_store(root).list(_WILDCARDS.split(rest, maxsplit=1)[0])
+    return [f"{root}/{info.path}" for info in found if pattern.fullmatch(info.path)]
 
 
 def _is_data(relative: str) -> bool:
@@ -72,22 +74,23 @@ def _is_data(relative: str) -> bool:
 
 
 def _regex(pattern: str) -> str:
-    """A shell pattern as a regular expression: ``*`` stays within a directory, ``**`` does not.
+    """A shell pattern as a regular expression: ``*`` stays within a directory, ``**`` does not, none finds ``.x``.
 
     >>> [bool(re.fullmatch(_regex("a*/**/[0-9].pq"), p)) for p in ("ab/1.pq", "ab/c/d/2.pq", "a/b.pq")]
     [True, True, False]
     """
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", pattern)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-    def translated(token: str) -> str:
+    known = {"**/": r"(?:(?!\.)[^/]+/)*", "*": "[^/]*", "**": "[^/]*", "?": "[^/]"}
+    translated = ""
+    is_start = True
+    for token in re.findall(r"\*\*/|\*+|\?|\[!?[^\]]+\]|.", pattern):
         if token in known:
-            return known[token]
-        if len(token) > 1:
-            return token.replace("[!", "[^", 1)
-        return re.escape(token)
-
-    return "".join(map(translated, tokens))
+            translated += (r"(?!\.)" if is_start and token != "**/" else "") + known[token]
+        elif len(token) > 1:
+            translated += token.replace("[!", "[^", 1)
+        else:
+            translated += re.escape(token)
+        is_start = token.endswith("/")
+    return translated
 
 
 def open_parquet(url: str, *, buffer_bytes: int = 0) -> pq.ParquetFile:

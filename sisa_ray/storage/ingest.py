@@ -166,13 +166,9 @@ def _valid_keys(job: IngestJob, batch: SourceBatch, findings: Findings) -> Int64
 def _check(job: IngestJob, batch: SourceBatch, rows: Int64Array, findings: Findings) -> None:
     """Check the records that are wanted; the recipe sees only those that are sound."""
     rows = np.sort(rows)
-    if len(rows) < batch.num_rows:
-        # Row numbers must survive, so what is not looked at is checked apart.
-        picked = batch.columns.take(pa.array(rows)).combine_chunks()
-    else:
-        picked = batch.columns
-    if not picked.num_rows:
+    if not len(rows):
         return
+    picked = batch.columns if len(rows) == batch.num_rows else batch.columns.take(pa.array(rows))
     found = check_roles(picked, job.source)
     bad = np.zeros(picked.num_rows, dtype=bool)
     for rule, positions in found:
@@ -182,7 +178,7 @@ def _check(job: IngestJob, batch: SourceBatch, rows: Int64Array, findings: Findi
         return
     sound = np.flatnonzero(~bad)
     if len(sound):
-        columns = (picked.take(pa.array(sound)) if bad.any() else picked).combine_chunks()
+        columns = picked.take(pa.array(sound)) if bad.any() else picked
         for row, problem in job.problems({name: columns[name].chunk(0) for name in columns.schema.names}):
             findings.add(problem, [rows[sound[row]] + batch.first_row])
 

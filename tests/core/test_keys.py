@@ -208,6 +208,9 @@ class TestSecret:
         for text in (repr(secret), str(secret), f"{secret}"):
             assert text == "Secret(s-1)"
 
+    def test_only_the_keyring_asks_for_it(self) -> None:
+        assert Secret("s-1", b"hush" * 8).reveal() == b"hush" * 8
+
     def test_short_secrets_are_refused(self) -> None:
         with pytest.raises(ValueError, match="at least 32 bytes"):
             Secret("s", b"short")

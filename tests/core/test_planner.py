@@ -402,7 +402,9 @@ class TestVisits:
         assert full_retrain_visits(spec, state) == steps * spec.batch_size
 
     @pytest.mark.parametrize("keep", ["all", [2], [1, 4], []])
-    @pytest.mark.parametrize("affected", [[], [(0, 1)], [(1, 3)], [(0, 5), (0, 2)], [(0, 4), (1, 5), (1, 1)]])
+    @pytest.mark.parametrize(
+        "affected", [[], [(0, 1)], [(1, 3)], [(0, 5), (0, 2), (0, 4)], [(0, 4), (1, 5), (1, 1)]]
+    )
     def test_a_batch_costs_what_its_slices_predict(self, keep: object, affected: list[Place]) -> None:
         spec, state = spec_of(keep=keep), trained(spec_of(keep=keep))
         for record in (ACCEPTED, planned(*affected), rewritten(*affected)):

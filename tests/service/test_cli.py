@@ -251,6 +251,12 @@ def test_interruption(stand_ins: StandIns) -> None:
     assert "Traceback" not in err
 
 
+def test_termination(stand_ins: StandIns) -> None:
+    stand_ins.failure = SystemExit(15)  # what Ray's handler of SIGTERM raises
+    _, err = invoke("train", "r.yaml", code=143)
+    assert "error: terminated" in err
+
+
 def test_quiet_hides_progress_but_no_warning(stand_ins: StandIns) -> None:
     _, loud = invoke("train", "r.yaml")
     assert "training: 1 stage, 10 steps" in loud

@@ -40,14 +40,25 @@ def test_a_stage_begun_again_counts_once() -> None:
     assert made.steps == 3
 
 
-def test_rate_and_time_left() -> None:
+def test_rate_and_time_left_count_from_the_first_news() -> None:
     made, clock = tracker()
     assert made.steps_per_s is None
+    clock.now_s = 60.0  # actors took a minute to start, and had a mid-stage checkpoint
+    made.advance(progress(0, 1, 10))
+    assert made.steps_per_s is None
     assert made.left_s is None
-    clock.now_s = 4.0
+    clock.now_s = 64.0
     made.advance(progress(0, 1, 20))
-    assert made.steps_per_s == 5.0
-    assert made.left_s == 16.0
+    assert made.steps_per_s == 2.5
+    assert made.left_s == 32.0
+
+
+def test_the_rate_waits_for_something_to_go_by() -> None:
+    made, clock = tracker()
+    made.advance(progress(0, 1, 1))
+    clock.now_s = 0.001
+    made.advance(progress(0, 1, 2))
+    assert made.steps_per_s is None
 
 
 def test_the_rate_is_a_recent_one() -> None:
@@ -74,6 +85,7 @@ def test_no_steps_at_all() -> None:
 
 def test_figures() -> None:
     made, clock = tracker(num_steps=2000)
+    made.advance(progress(0, 1, 0, 1000))
     clock.now_s = 10.0
     made.advance(progress(0, 1, 500, 1000))
     assert made.figures() == ["500/2,000 steps", "0/4 stages", "50 steps/s", "about 30 s left"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from decimal import Decimal
 from typing import Any
@@ -126,7 +127,7 @@ def _said(scalar: pa.Scalar) -> object:
     if pa.types.is_floating(kind):
         value = float(scalar.as_py())
         # All NaN that Python makes are one, which is all that the strategies draw.
-        return "nan" if value != value else struct.pack("<d", value)
+        return "nan" if math.isnan(value) else struct.pack("<d", value)
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return ("list", [_said(scalar.values[i]) for i in range(len(scalar.values))])
     if pa.types.is_struct(kind):
