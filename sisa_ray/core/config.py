@@ -32,6 +32,8 @@ from sisa_ray.core.fields import (
 from sisa_ray.core.schedule import Schedule, stage_epochs
 from sisa_ray.core.section import Section, lines_of
 
+_LARGEST = 10**4000
+
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 LoaderMode = Literal["auto", "resident", "streaming"]
@@ -100,6 +102,15 @@ class SisaSection(Section):
                 f"give {num_slices} weights, or set num_slices to {len(schedule)}"
             )
         return schedule
+
+    @model_validator(mode="after")
+    def _epochs_can_be_written(self) -> SisaSection:
+        # They are part of the identity as exact fractions, and Python writes no integer of over 4300 digits.
+        if any(max(e.numerator, e.denominator) >= _LARGEST for e in self.stage_epochs):
+            raise ValueError(
+                "the exact epochs of a stage have more than 4000 digits; use rounder weights or fewer slices"
+            )
+        return self
 
     @property
     def stage_epochs(self) -> list[Fraction]:

@@ -20,9 +20,9 @@ from sisa_ray.core.schedule import ScheduleName
 _SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*")
 _BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _BYTE_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_EXACT = re.compile(
-    r"\s*[+-]?(?:\d{1,30}/\d{1,30}|(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,3})?)\s*"
-)
+# Bounded, so that nobody waits for 1e999999999; what is read can be written as a fraction and read again.
+_DECIMAL = r"(?:\d{1,1000}(?:\.\d{0,1000})?|\.\d{1,1000})(?:[eE][+-]?\d{1,3})?"
+_EXACT = re.compile(rf"\s*[+-]?(?:\d{{1,4000}}/\d{{1,4000}}|{_DECIMAL})\s*")
 _MAX_SHOWN = 80
 _MAX_DEPTH = 32
 

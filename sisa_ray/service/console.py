@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -29,6 +30,7 @@ EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
 _GOES_ON = "what was committed stays, and the same command goes on from there"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PIPE_WIDTH = 160
 _STORY_WIDTH = 96
 _HELD: list[TextIO] = []
@@ -99,6 +101,7 @@ class Output:
             self._fail(error, "unexpected; please report the traceback above", EXIT_UNEXPECTED)
 
     def _fail(self, error: BaseException, message: str, exit_code: int) -> None:
+        message = _COLOURS.sub("", message)  # a recipe's traceback, as Ray hands it on, has some
         standard_error().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
         if self.as_json:
             document = {"type": type(error).__name__, "message": message, "exit_code": exit_code}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,10 +64,8 @@ def _s3_files(url: str) -> list[str]:
     root = "/".join(parts[:fixed])
     if fixed < 3:
         raise ConfigError(f"{url}: the bucket's name cannot be a pattern")
-    rest = "/".join(parts[fixed:])
-    pattern = re.compile(_regex(rest))
-    found = open_store(root).list(_WILDCARDS.split(rest, maxsplit=1)[0])
-    return [f"{root}/{info.path}" for info in found if pattern.fullmatch(info.path)]
+    found = open_store(root).list(_WILDCARDS.split(parts[fixed], maxsplit=1)[0])
+    return [f"{root}/{info.path}" for info in found if _matches(info.path.split("/"), parts[fixed:])]
 
 
 def _is_data(relative: str) -> bool:
@@ -73,24 +73,24 @@ def _is_data(relative: str) -> bool:
     return not hidden and relative.lower().endswith(_SUFFIXES)
 
 
-def _regex(pattern: str) -> str:
-    """A shell pattern as a regular expression: ``*`` stays within a directory, ``**`` does not, none finds ``.x``.
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a shell pattern, as :func:`glob.glob` has it.
 
-    >>> [bool(re.fullmatch(_regex("a*/**/[0-9].pq"), p)) for p in ("ab/1.pq", "ab/c/d/2.pq", "a/b.pq")]
+    ``*`` stays within a part, ``**`` stands for any number of them, neither finds what begins with a dot.
+
+    >>> [_matches(p.split("/"), ["a*", "**", "[0-9].pq"]) for p in ("ab/1.pq", "ab/c/d/2.pq", "a/b.pq")]
     [True, True, False]
     """
-    known = {"**/": r"(?:(?!\.)[^/]+/)*", "*": "[^/]*", "**": "[^/]*", "?": "[^/]"}
-    translated = ""
-    is_start = True
-    for token in re.findall(r"\*\*/|\*+|\?|\[!?[^\]]+\]|.", pattern):
-        if token in known:
-            translated += (r"(?!\.)" if is_start and token != "**/" else "") + known[token]
-        elif len(token) > 1:
-            translated += token.replace("[!", "[^", 1)
-        else:
-            translated += re.escape(token)
-        is_start = token.endswith("/")
-    return translated
+    if not patterns or not parts:
+        return not patterns and not parts
+    is_hidden = parts[0].startswith(".")
+    if patterns[0] == "**":
+        if len(patterns) == 1:
+            return not any(part.startswith(".") for part in parts)
+        return _matches(parts, patterns[1:]) or (not is_hidden and _matches(parts[1:], patterns))
+    if is_hidden and not patterns[0].startswith("."):
+        return False
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
 def open_parquet(url: str, *, buffer_bytes: int = 0) -> pq.ParquetFile:

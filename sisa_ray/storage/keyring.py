@@ -68,14 +68,18 @@ def load(secret_id: str) -> Secret:
         )
     try:
         content = json.loads(file.read_text(encoding="ascii"))
-        if content["version"] != _VERSION or content["secret_id"] != secret_id:
-            raise ValueError("it is another key's, or of another version")
-        return Secret(secret_id, bytes.fromhex(content["secret"]))
+        secret = Secret(content["secret_id"], bytes.fromhex(content["secret"]))
+        version = content["version"]
     except (ValueError, KeyError, TypeError) as error:
         # The error's text could hold a piece of the file.
         raise ConfigError(
             f"{file}: is no key file ({type(error).__name__}); restore it from a backup"
         ) from None
+    if version != _VERSION or secret.secret_id != secret_id:
+        raise ConfigError(
+            f"{file}: holds another secret, or another version of one; restore it from a backup"
+        )
+    return secret
 
 
 def discard(secret_id: str) -> None:

@@ -359,6 +359,24 @@ def test_mixed_precision_computes_in_the_type_it_says() -> None:
         assert dtypes == [dtype]
 
 
+def test_a_model_is_trained_in_training_mode_and_predicts_in_evaluation_mode() -> None:
+    class Pretrained(Plain):
+        modes: list[bool]
+
+        def build_model(self) -> nn.Module:
+            return super().build_model().eval()
+
+        def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            self.modes.append(model.training)
+            return super().loss(model, batch)
+
+    modes: list[bool] = []
+    make = of(Pretrained, modes=modes)
+    state = train(make, load(make_slices([8]), make), num_steps=2)
+    assert modes == [True, True]
+    assert not load_constituent(make, state, CPU)[1].training
+
+
 def test_progress_is_reported_and_ends_with_the_last_step() -> None:
     make = recipe("Plain")
     seen: list[int] = []

@@ -233,6 +233,13 @@ def test_expected_errors_are_told_without_a_traceback(
     }
 
 
+def test_colours_in_a_message_are_taken_out(stand_ins: StandIns) -> None:
+    stand_ins.failure = errors.ExecutionError("\x1b[36mray::ShardActor\x1b[39m failed")
+    out, err = invoke("train", "r.yaml", "--json", code=6)
+    assert json.loads(out)["error"]["message"] == "ray::ShardActor failed"
+    assert err.endswith("error: ray::ShardActor failed\n")
+
+
 def test_unexpected_errors_keep_their_traceback_and_do_not_look_like_different_bits(
     stand_ins: StandIns,
 ) -> None:

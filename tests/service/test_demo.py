@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +41,16 @@ def test_the_story_is_told_in_steps_and_ends_with_the_picture(stand_ins: StandIn
     assert "bit-identical: yes" in story
     assert story.splitlines()[-1].endswith(str(directory / "digits.png"))
     assert (directory / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_to_go_on_with_can_be_copied(
+    stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sisa-ray there
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv/bin/sisa-ray"), "demo"])
+    story = tell(Path("the demo"))
+    assert "   .venv/bin/sisa-ray status 'the demo/digits.yaml'\n" in story
 
 
 def test_those_who_leave_are_among_those_learned_from(stand_ins: StandIns, tmp_path: Path) -> None:
@@ -105,3 +117,27 @@ def test_json_and_exit_codes(stand_ins: StandIns, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "bit-identical: NO" in result.stdout
     assert "shard 0 stage 1: fc.weight" in result.stdout
+
+
+def test_the_demo_for_real(tmp_path: Path) -> None:
+    program = "from sisa_ray.service.cli import main; main()"
+
+    def sisa_ray(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, *args], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+
+    done = sisa_ray("demo")
+    lines = done.stdout.splitlines()
+    accuracy = next(line for line in lines if "Accuracy on the test digits" in line)
+    assert float(accuracy.split("%")[0].split()[-1]) > 94
+    assert "   bit-identical: yes" in lines
+    picture = tmp_path / lines[-1].split(": ")[-1]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for noise in ("ray", "Warning", "warning", "\x1b"):  # neither Ray nor anything else is heard
+        assert noise not in done.stderr
+    assert "training from scratch: 20 stages" in done.stderr
+
+    status = json.loads(sisa_ray("status", "sisa-demo/digits.yaml", "--json").stdout)
+    assert (status["complete"], status["num_suppressed"], status["open_requests"]) == (True, 3, 0)
+    assert status["num_records"] == 1437 - 3

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 import pytest
@@ -107,8 +108,11 @@ class WeedServer:
             process.wait()
 
     def close(self) -> None:
-        """End the server and delete its data."""
-        self.stop()
+        """End the server and delete its data: nobody needs it to end in order any more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
         shutil.rmtree(self._dir, ignore_errors=True)
 
     def make_bucket(self, *, versioned: bool = False) -> str:
@@ -120,7 +124,7 @@ class WeedServer:
             client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         return bucket
 
-    def client(self):  # type: ignore[no-untyped-def]  # botocore makes its clients at run time
+    def client(self) -> Any:
         """A plain botocore client, to look at the server independently of the code under test."""
         return botocore.session.Session().create_client(
             "s3",
@@ -139,7 +143,8 @@ class WeedServer:
         while True:
             try:
                 client.create_bucket(Bucket=probe)
-                client.put_object(Bucket=probe, Key="probe", Body=b"x")  # needs a volume, the last thing to come
+                # This needs a volume, the last thing to come.
+                client.put_object(Bucket=probe, Key="probe", Body=b"x")
                 client.delete_object(Bucket=probe, Key="probe")
                 client.delete_bucket(Bucket=probe)
                 return
