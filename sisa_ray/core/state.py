@@ -166,6 +166,7 @@ class RunState:
         self.generation = record.generation
         self.published_keys = record.keys
         self.purge_due = True
+        self.last_verified = None  # what was verified was another generation
 
     @apply.register
     def _(self, record: PurgePlanned) -> None:

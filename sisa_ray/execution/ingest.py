@@ -22,7 +22,7 @@ import ray.exceptions
 from sisa_ray.core import errors
 from sisa_ray.core.errors import ExecutionError, SisaError, StorageError
 from sisa_ray.core.records import SliceRef
-from sisa_ray.storage.ingest import Ingested, IngestJob, Tally, check_num_subjects, result
+from sisa_ray.storage.ingest import Ingested, IngestJob
 from sisa_ray.storage.staging import Piece, StageReport, Staging
 
 _MIN_PIECE_BYTES = 64 * 2**20
@@ -64,27 +64,16 @@ def ingest_with_ray(
 
 
 def _ingest(staging: Staging, on_progress: Callable[[int], None] | None) -> Ingested:
-    job = staging.job
-    tally = Tally()
-    pieces: list[Piece] = []
+    reports: list[StageReport] = []
     for answer in _run(_StageTask(staging), len(staging.parts), staging.piece_bytes):
-        report = StageReport.model_validate_json(answer)
-        pieces += report.pieces
-        tally.update(report.tally())
+        reports.append(StageReport.model_validate_json(answer))
         if on_progress is not None:
-            on_progress(tally.num_rows)
-    staging.find_duplicates(pieces, tally.findings)
-    tally.findings.raise_if_any(job.source.url, job.source.where)
-    pieces.sort(key=lambda piece: piece.path)
+            on_progress(sum(report.num_rows for report in reports))
+    pieces, tally = staging.checked(reports)
     slices: list[SliceRef] = []
-    try:
-        for answer in _run(_StoreTask(staging, pieces), len(staging.groups), staging.piece_bytes):
-            slices += [SliceRef.model_validate(ref) for ref in json.loads(answer)]
-        check_num_subjects(job, sum(ref.num_subjects for ref in slices), tally)
-    except errors.ConfigError:
-        job.store.delete([ref.path for ref in slices if ref.path is not None])
-        raise
-    return result(job, slices, tally)
+    for answer in _run(_StoreTask(staging, pieces), len(staging.groups), staging.piece_bytes):
+        slices += [SliceRef.model_validate(ref) for ref in json.loads(answer)]
+    return staging.finished(slices, tally)
 
 
 class _StageTask:

@@ -189,8 +189,9 @@ class ShardPool:
 
     def release(self) -> None:
         """End every actor and give its resources back."""
-        for actor in (*self._idle, *self._starting.values(), *(work.actor for work in self._busy.values())):
-            ray.kill(actor)
+        for work in self._busy.values():
+            ray.kill(work.actor)
+        # Whoever is idle ends by itself once nobody holds it, and without an alarm in Ray's logs.
         self._idle.clear()
         self._starting.clear()
         self._busy.clear()

@@ -135,6 +135,7 @@ class Session:
     def build(self, plans: Sequence[ShardPlan]) -> None:
         """Train the stages of ``plans`` on the shard actors."""
         run = self.run
+        self._say("starting shard actors")
         pool = self._workers.pool(run.spec, self._on_event)
         pool.start(len(plans))
         job = BuildJob(store=run.store, columns=run.state.columns, attempt=self.attempt)

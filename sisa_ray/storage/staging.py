@@ -17,13 +17,24 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from sisa_ray.core.errors import ConfigError
 from sisa_ray.core.keys import UInt64Array
 from sisa_ray.core.order import record_hashes
 from sisa_ray.core.records import SliceRef
 from sisa_ray.storage import layout
 from sisa_ray.storage.checks import Findings
 from sisa_ray.storage.columns import Int64Array
-from sisa_ray.storage.ingest import NOT_UNIQUE, IngestJob, Routed, Tally, route, store_place
+from sisa_ray.storage.ingest import (
+    NOT_UNIQUE,
+    Ingested,
+    IngestJob,
+    Routed,
+    Tally,
+    check_num_subjects,
+    result,
+    route,
+    store_place,
+)
 from sisa_ray.storage.source import Fragment
 from sisa_ray.storage.tables import RECORD_ID, gather
 
@@ -144,6 +155,20 @@ class Staging:
             fences=(*np.searchsorted(hashes, starts).tolist(), len(ids)),
         )
 
+    def checked(self, reports: Sequence[StageReport]) -> tuple[list[Piece], Tally]:
+        """Between the phases: all pieces, if what all tasks have seen together breaks no rule.
+
+        Raises:
+            DataError: listing rows that break rules.
+        """
+        tally = Tally()
+        for report in reports:
+            tally.update(report.tally())
+        pieces = sorted((p for report in reports for p in report.pieces), key=lambda piece: piece.path)
+        tally.findings.add(NOT_UNIQUE, self._duplicates(pieces))
+        tally.findings.raise_if_any(self.job.source.url, self.job.source.where)
+        return pieces, tally
+
     def store_group(self, group: int, pieces: Sequence[Piece]) -> list[SliceRef]:
         """Second phase: gather one group from all pieces and write its slices."""
         places = self.groups[group]
@@ -172,17 +197,32 @@ class Staging:
             file.seek(start)
             return file.read(end - start)
 
-    def find_duplicates(self, pieces: Sequence[Piece], findings: Findings) -> None:
-        """Find record ids that occur twice, anywhere in the table: by hash, then exactly.
+    def finished(self, slices: Sequence[SliceRef], tally: Tally) -> Ingested:
+        """After the second phase: the result.
+
+        Raises:
+            ConfigError: where there are more shards than subjects; the slices are deleted.
+        """
+        try:
+            check_num_subjects(self.job, sum(ref.num_subjects for ref in slices), tally)
+        except ConfigError:
+            self.job.store.delete([ref.path for ref in slices if ref.path is not None])
+            raise
+        return result(self.job, slices, tally)
+
+    def _duplicates(self, pieces: Sequence[Piece]) -> list[int]:
+        """Rows whose record id some other row has too, anywhere in the table: found by hash, then confirmed.
 
         Works through the range of the hashes in steps, so that the memory it takes is bounded.
         """
         num_steps = max(1, 16 * sum(p.num_records for p in pieces) // _DUPLICATES_BYTES)
         edges = np.linspace(0, _NUM_FENCES, min(_NUM_FENCES, num_steps) + 1).astype(int).tolist()
+        found: list[int] = []
         for low, high in pairwise(edges):
             suspects = _repeated([self._hashes(p, p.fences[low], p.fences[high]) for p in pieces])
             if len(suspects):
-                findings.add(NOT_UNIQUE, self._confirmed(suspects))
+                found += self._confirmed(suspects).tolist()
+        return found
 
     def _hashes(self, piece: Piece, low: int, high: int) -> tuple[UInt64Array, Int64Array]:
         start = piece.offsets[-1]
@@ -224,10 +264,8 @@ def _within(rows: Int64Array, first_row: int, num_rows: int) -> Int64Array:
 
 def _repeated(found: Sequence[tuple[UInt64Array, Int64Array]]) -> Int64Array:
     """Rows whose hash occurs more than once, ascending."""
-    hashes = np.concatenate([h for h, _ in found]) if found else np.zeros(0, dtype=np.uint64)
-    rows = np.concatenate([r for _, r in found]) if found else np.zeros(0, dtype=np.int64)
+    hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(h for h, _ in found)])
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *(r for _, r in found)])
     order = np.argsort(hashes)
-    hashes = hashes[order]
-    same = hashes[1:] == hashes[:-1]
-    repeated = np.append(same, False) | np.append(False, same)
-    return np.sort(rows[order[repeated]])
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    return np.sort(rows[order[np.union1d(same, same + 1)]])

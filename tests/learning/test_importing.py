@@ -28,13 +28,23 @@ def value_of(directory: Path, path: str, module: str) -> object:
 
 
 @pytest.mark.parametrize("module", ["zz_helper", "zz_late"])
-def test_an_edit_within_a_second_is_executed(module: str, tmp_path: Path) -> None:
+def test_an_edit_within_a_second_is_executed(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python's own cache of byte code goes by the second and the size."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     write(tmp_path, FILES)
     for value in (1, 2):
         path = write(tmp_path, {f"{module}.py": f"VALUE = {value}\n"}) / f"{module}.py"
         os.utime(path, (1e9, 1e9))
         assert value_of(tmp_path, "zz_net.py:Net", module) == value
+
+
+def test_what_was_hashed_is_executed_whatever_the_disk_holds_by_then(tmp_path: Path) -> None:
+    found = recipe_code("zz_net.py:Net", [str(write(tmp_path, FILES))])
+    write(tmp_path, {"zz_helper.py": "VALUE = 'changed'\n"})
+    found.activate()
+    assert importlib.import_module("zz_helper").VALUE == 1
 
 
 def test_what_has_not_changed_is_not_imported_again(tmp_path: Path) -> None:

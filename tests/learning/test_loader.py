@@ -62,10 +62,17 @@ sizes_of_slices = st.lists(st.integers(0, 14), min_size=1, max_size=4).filter(la
     batch_size=st.integers(1, 20),
     first=st.integers(0, 9),
     num_steps=st.integers(0, 9),
+    chunk_rows=st.sampled_from([1, 16, 4096]),
     data=st.data(),
 )
 def test_both_loaders_give_the_rows_of_the_contract(
-    sizes: list[int], num_buckets: int, batch_size: int, first: int, num_steps: int, data: st.DataObject
+    sizes: list[int],
+    num_buckets: int,
+    batch_size: int,
+    first: int,
+    num_steps: int,
+    chunk_rows: int,
+    data: st.DataObject,
 ) -> None:
     first_full = next(i for i, size in enumerate(sizes, start=1) if size)
     stage = data.draw(st.integers(first_full, len(sizes)))
@@ -75,7 +82,10 @@ def test_both_loaders_give_the_rows_of_the_contract(
     for kind in (ResidentLoader, StreamingLoader):
         made: Loader = kind(slices, recipe=MAKE, seed=SEED, device=CPU)
         assert made.num_rows(stage) == sum(sizes[:stage])
-        assert same(collect(made, stage=stage, batch_size=batch_size, first=first, last=last), expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loader_module, "_CHUNK_ROWS", chunk_rows)
+            got = collect(made, stage=stage, batch_size=batch_size, first=first, last=last)
+        assert same(got, expected)
 
 
 def test_the_order_changes_with_epoch_stage_and_shard() -> None:
@@ -246,6 +256,7 @@ def test_tensors_in_any_memory_order_give_the_same_batches() -> None:
         got = collect(kind(slices, recipe=make, seed=SEED, device=CPU), stage=2, batch_size=4, last=7)
         assert same(got, expected)
         assert all(batch["features"].is_contiguous() for batch in got)
+    assert decode_table(make(), slices[0].table)["features"].is_contiguous()
 
 
 def test_auto_keeps_a_shard_in_memory_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -366,6 +366,9 @@ def test_a_model_is_trained_in_training_mode_and_predicts_in_evaluation_mode() -
         def build_model(self) -> nn.Module:
             return super().build_model().eval()
 
+        def after_step(self, model: nn.Module) -> None:
+            assert not torch.is_grad_enabled()
+
         def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
             self.modes.append(model.training)
             return super().loss(model, batch)
