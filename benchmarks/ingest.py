@@ -45,7 +45,9 @@ def write_table(path: Path, *, num_records: int, num_features: int) -> None:
     for start in range(0, num_records, PIECE_RECORDS):
         size = min(PIECE_RECORDS, num_records - start)
         features = {f"x{i}": rng.standard_normal(size) for i in range(num_features)}
-        table = pa.table({"id": np.arange(start, start + size), **features, "label": rng.integers(0, 10, size)})
+        table = pa.table(
+            {"id": np.arange(start, start + size), **features, "label": rng.integers(0, 10, size)}
+        )
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     assert writer is not None

@@ -19,13 +19,12 @@ from sisa_ray.core.state import Place, RunState
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One stage to build. ``expected_digest`` is set where a checkpoint that was not kept is rebuilt."""
+    """One stage to build, and whether its checkpoint is kept."""
 
     stage: int
     key: str
     num_steps: int
     keep: bool
-    expected_digest: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +197,6 @@ def missing_stages(
                         key=keys[r - 1],
                         num_steps=steps[r - 1],
                         keep=r in kept,
-                        expected_digest=ref.file_digest if clean[r - 1] and (ref := refs[r - 1]) else None,
                     )
                     for r in range(first, last + 1)
                 ),

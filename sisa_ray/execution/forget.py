@@ -35,7 +35,7 @@ def plan_batch(run: Run, requests: tuple[str, ...]) -> BatchPlanned:
     routed = route(run, _subjects_of(run, requests))
     places = sorted(routed)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
-        held = list(readers.map(lambda p: count_records(run.store, run.state.slices[p], routed[p]), places))
+        held = list(readers.map(lambda p: _count(run, p, routed[p]), places))
     unknown: list[str] = []
     affected: list[Place] = []
     num_records = 0
@@ -52,6 +52,12 @@ def plan_batch(run: Run, requests: tuple[str, ...]) -> BatchPlanned:
         num_records=num_records,
         affected=tuple(affected),
     )
+
+
+def _count(run: Run, where: Place, subjects: Sequence[str]) -> dict[str, int]:
+    """Records of each subject in a slice. Before ingest nobody is known; ingest refuses them later."""
+    ref = run.state.slices.get(where)
+    return count_records(run.store, ref, subjects) if ref is not None else {}
 
 
 def rewrite_slices(run: Run, batch: str, *, attempt: str) -> SlicesRewritten:

@@ -22,7 +22,7 @@ import ray.exceptions
 from sisa_ray.core import errors
 from sisa_ray.core.errors import ExecutionError, SisaError, StorageError
 from sisa_ray.core.records import SliceRef
-from sisa_ray.storage.ingest import Ingested, IngestJob
+from sisa_ray.storage.ingest import Ingested, IngestJob, described
 from sisa_ray.storage.staging import Piece, StageReport, Staging
 
 _MIN_PIECE_BYTES = 64 * 2**20
@@ -46,7 +46,8 @@ def ingest_with_ray(
     Raises:
         DataError: listing rows that break rules. No slice is written then, and what was staged is deleted.
         ConfigError: where there are more shards than subjects; nothing stays then either.
-        ExecutionError: where tasks keep failing.
+        RecipeError: where the recipe's own check fails.
+        ExecutionError: where a task fails for another reason, or Ray gives up on it.
     """
     if piece_bytes is None:
         # As many pieces as groups, and each group is read from each piece: larger tables have larger ones.
@@ -102,11 +103,17 @@ class _StoreTask:
 
 
 def _guarded(task: Callable[[], str]) -> dict[str, Any]:
-    """Our own errors travel as answers: Ray would retry them, and wrap them in its own."""
+    """Errors travel as answers: Ray would wrap them in its own, and log what they quote."""
     try:
         return {"answer": task(), "error": "", "message": ""}
     except SisaError as error:
         return {"answer": "", "error": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        return {
+            "answer": "",
+            "error": ExecutionError.__name__,
+            "message": f"ingest failed: {described(error)}",
+        }
 
 
 def _run(task: Callable[[dict[str, Any]], dict[str, Any]], num_tasks: int, piece_bytes: int) -> Iterator[str]:
@@ -128,8 +135,10 @@ def _run(task: Callable[[dict[str, Any]], dict[str, Any]], num_tasks: int, piece
                     raise kind(row["message"])
                 yield row["answer"]
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ExecutionError(f"ingest: a task failed on Ray: {reason}") from error
+            reason = str(error).strip().splitlines()[0]
+            raise ExecutionError(
+                f"ingest failed: Ray gave up on a task: {type(error).__name__}: {reason}"
+            ) from error
 
 
 @contextmanager

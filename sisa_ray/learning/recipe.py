@@ -37,6 +37,7 @@ model needs to remember lives in its parameters and buffers.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -92,7 +93,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def decode(self, columns: Mapping[str, pa.Array]) -> Batch:
-        """Tensors on the CPU from columns, row by row: no row's tensors may depend on another row.
+        """Tensors on the CPU from columns: each row on its own, and without random numbers.
 
         Args:
             columns: one array a role; roles used for training only (``label``) are absent when predicting.
@@ -229,7 +230,7 @@ class RecipeSpec:
         except TypeError as error:
             raise self._error(f"args: {error}; the class takes {inspect.signature(cls)}") from None
         try:
-            recipe = cls(**self.args)
+            recipe = cls(**copy.deepcopy(dict(self.args)))  # what a recipe does to its arguments stays with it
             recipe.bind(schema)
         except RecipeError:
             raise

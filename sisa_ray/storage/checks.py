@@ -68,7 +68,7 @@ class Findings:
         """
         if not self._num_rows:
             return
-        rules = sorted(self._num_rows, key=lambda rule: (self._first_rows[rule], rule))
+        rules = sorted(self._num_rows, key=lambda rule: (self._first_rows[rule][0], rule))
         lines = [f"{table}: breaks rules, nothing was ingested; correct or drop these rows (counted from 0):"]
         for rule in rules[:_MAX_RULES]:
             rows, num_rows = self._first_rows[rule], self._num_rows[rule]

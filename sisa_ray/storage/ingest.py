@@ -8,6 +8,7 @@ together by slice: in this process (:func:`ingest_direct`), or through staged ob
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sisa_ray.core.errors import ConfigError
+from sisa_ray.core.errors import ConfigError, RecipeError, SisaError
 from sisa_ray.core.partition import Layout, place
 from sisa_ray.core.records import SliceRef
 from sisa_ray.storage.checks import Findings, Problems, invalid_text_rows
@@ -177,10 +178,27 @@ def _check(job: IngestJob, batch: SourceBatch, rows: Int64Array, findings: Findi
     if job.problems is None:
         return
     sound = np.flatnonzero(~bad)
-    if len(sound):
-        columns = picked.take(pa.array(sound)) if bad.any() else picked
-        for row, problem in job.problems({name: columns[name].chunk(0) for name in columns.schema.names}):
-            findings.add(problem, [rows[sound[row]] + batch.first_row])
+    if not len(sound):
+        return
+    columns = picked.take(pa.array(sound)) if bad.any() else picked
+    try:
+        problems = list(job.problems({name: columns[name].chunk(0) for name in columns.schema.names}))
+    except SisaError:
+        raise
+    except Exception as error:  # whatever the user's recipe raises
+        raise RecipeError(
+            f"recipe: problems() failed on rows {batch.first_row} to {batch.first_row + batch.num_rows - 1}: "
+            f"{described(error)}"
+        ) from error
+    for row, problem in problems:
+        findings.add(problem, [rows[sound[row]] + batch.first_row])
+
+
+def described(error: Exception) -> str:
+    """An unforeseen error by its type and place: its text may quote what is in a record."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 def ingest_direct(job: IngestJob, *, on_progress: Callable[[int], None] | None = None) -> Ingested:
@@ -192,6 +210,7 @@ def ingest_direct(job: IngestJob, *, on_progress: Callable[[int], None] | None =
 
     Raises:
         DataError: listing rows that break rules; nothing is written then.
+        RecipeError: where the recipe's own check fails.
         ConfigError: where there are more shards than subjects; nothing is written then.
     """
     tally = Tally()

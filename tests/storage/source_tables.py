@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,19 @@ def write_parts(directory: Path, table: pa.Table, *, num_files: int = 1, row_gro
     """A table as files of a new directory."""
     directory.mkdir(parents=True, exist_ok=True)
     bounds = np.linspace(0, table.num_rows, num_files + 1).astype(int)
-    for number, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (low, high) in enumerate(pairwise(bounds)):
         pq.write_table(
             table.slice(low, high - low), directory / f"part-{number}.parquet", row_group_size=row_group_size
         )
     return directory
 
 
-def make_job(data: DataConfig, store: Path, **changes: Any) -> IngestJob:
+def make_job(data: DataConfig, directory: Path, **changes: Any) -> IngestJob:
     """A job of 3 shards × 2 slices."""
-    store.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         "source": open_source(data),
-        "store": open_store(str(store)),
+        "store": open_store(str(directory)),
         "attempt": "attempt",
         "layout": Layout(num_shards=3, num_slices=2, seed=5),
         "order_buckets": 1,
@@ -76,7 +77,9 @@ def make_job(data: DataConfig, store: Path, **changes: Any) -> IngestJob:
     return IngestJob(**{**settings, **changes})
 
 
-def expected_slices(table: pa.Table, layout: Layout, *, erased: frozenset[str] = frozenset()) -> dict[Place, pa.Table]:
+def expected_slices(
+    table: pa.Table, layout: Layout, *, erased: frozenset[str] = frozenset()
+) -> dict[Place, pa.Table]:
     """What every slice of a table with the columns of :func:`people` must hold, one record at a time."""
     rows: dict[Place, list[Mapping[str, Any]]] = {
         (k, r): [] for k in range(layout.num_shards) for r in range(1, layout.num_slices + 1)

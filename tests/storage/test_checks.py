@@ -38,7 +38,9 @@ def test_nulls_and_non_finite_numbers_are_found_in_their_rows(data: st.DataObjec
 
 
 def test_a_struct_may_lack_fields_but_not_itself() -> None:
-    image = pa.array([{"bytes": b"x", "path": None}, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    image = pa.array(
+        [{"bytes": b"x", "path": None}, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
     assert null_rows(image).tolist() == [1]
 
 
@@ -86,8 +88,13 @@ def test_nothing_found_is_no_error() -> None:
     findings.raise_if_any("t")
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.integers(0, 50), max_size=9)), max_size=8), st.data())
-def test_findings_add_up_wherever_they_were_made(parts: list[tuple[str, list[int]]], data: st.DataObject) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.integers(0, 50), max_size=9)), max_size=8),
+    st.data(),
+)
+def test_findings_add_up_wherever_they_were_made(
+    parts: list[tuple[str, list[int]]], data: st.DataObject
+) -> None:
     whole, split = Findings(), [Findings(), Findings()]
     for rule, rows in parts:
         whole.add(rule, rows)

@@ -175,7 +175,9 @@ KEYS: dict[pa.DataType, st.SearchStrategy[Any]] = {
 }
 
 
-@given(st.data(), st.sampled_from(sorted(KEYS, key=str)), st.sampled_from([lambda a: a, as_large, as_dictionary]))
+@given(
+    st.data(), st.sampled_from(sorted(KEYS, key=str)), st.sampled_from([lambda a: a, as_large, as_dictionary])
+)
 def test_keys_are_those_of_python_values(
     data: st.DataObject, kind: pa.DataType, disguise: Callable[[pa.Array], pa.Array]
 ) -> None:
@@ -193,7 +195,9 @@ def test_a_uuid_is_a_key_in_hex() -> None:
     assert canonical_keys(array).to_pylist() == ["00ff"]
 
 
-@pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.timestamp("ms"), pa.list_(pa.int64()), pa.date32()])
+@pytest.mark.parametrize(
+    "kind", [pa.float64(), pa.bool_(), pa.timestamp("ms"), pa.list_(pa.int64()), pa.date32()]
+)
 def test_other_types_are_no_keys(kind: pa.DataType) -> None:
     assert not is_key_type(kind)
 
@@ -229,7 +233,9 @@ def test_columns_without_a_common_type_are_refused(kinds: list[pa.DataType], say
 @given(st.data(), st.lists(st.sampled_from([pa.int16(), pa.float32(), pa.bool_()]), min_size=1, max_size=4))
 def test_packing_is_one_list_a_row(data: st.DataObject, kinds: list[pa.DataType]) -> None:
     num_rows = data.draw(st.integers(0, 5))
-    columns = (st.lists(values(k, nulls=True, finite=True), min_size=num_rows, max_size=num_rows) for k in kinds)
+    columns = (
+        st.lists(values(k, nulls=True, finite=True), min_size=num_rows, max_size=num_rows) for k in kinds
+    )
     cells = [data.draw(column) for column in columns]
     packed = pack([pa.array(c, k) for c, k in zip(cells, kinds, strict=True)], packed_type(kinds))
     assert packed.type == packed_type(kinds)

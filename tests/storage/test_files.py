@@ -13,7 +13,16 @@ from sisa_ray.core.errors import BucketMissing, ConfigError, DataError, SourceMi
 from sisa_ray.storage.files import _matches, find_files, open_parquet
 from sisa_ray.storage.objects import open_store
 
-NAMES = ["a.parquet", "b.PARQUET", "c.pq", "sub/d.parq", "notes.txt", "_SUCCESS", "sub/_old/e.parquet", ".f.parquet"]
+NAMES = [
+    "a.parquet",
+    "b.PARQUET",
+    "c.pq",
+    "sub/d.parq",
+    "notes.txt",
+    "_SUCCESS",
+    "sub/_old/e.parquet",
+    ".f.parquet",
+]
 
 
 @pytest.fixture

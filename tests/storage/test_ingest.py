@@ -11,20 +11,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sisa_ray.core.errors import ConfigError, DataError
+from sisa_ray.core.errors import ConfigError, DataError, RecipeError
 from sisa_ray.core.keys import file_digest, tags
 from sisa_ray.core.partition import Layout, place
 from sisa_ray.storage.ingest import Ingested, IngestJob, ingest_direct
 from sisa_ray.storage.staging import Staging
 from sisa_ray.storage.tables import read_slice
-from tests.storage.source_tables import KEY, data_config, digests, expected_slices, make_job, people, write_parts
+from tests.storage.source_tables import (
+    KEY,
+    data_config,
+    digests,
+    expected_slices,
+    make_job,
+    people,
+    write_parts,
+)
 
 Ingest = Callable[[IngestJob], Ingested]
 
 
 def ingest_staged(job: IngestJob, *, piece_bytes: int = 700) -> Ingested:
     """What the execution layer does with Ray, here in one process and in a perverse order."""
-    staging = pickle.loads(pickle.dumps(Staging.plan(job, piece_bytes=piece_bytes)))
+    staging: Staging = pickle.loads(pickle.dumps(Staging.plan(job, piece_bytes=piece_bytes)))
     reports = [staging.stage(part) for part in reversed(range(len(staging.parts)))]
     reports = [type(report).model_validate_json(report.model_dump_json()) for report in reports]
     try:
@@ -98,7 +106,9 @@ def test_one_table_ends_in_the_same_bytes_by_either_way_however_it_is_cut_and_or
     layout = Layout(num_shards=1, num_slices=num_slices, seed=3)
     make = partial(make_job, order_buckets=order_buckets, layout=layout)
     one = write_parts(tmp_path / "one", table, row_group_size=row_group_size)
-    other = write_parts(tmp_path / "other", table.take(order), num_files=num_files, row_group_size=row_group_size)
+    other = write_parts(
+        tmp_path / "other", table.take(order), num_files=num_files, row_group_size=row_group_size
+    )
     direct, staged = make(data_config(one), tmp_path / "a"), make(data_config(other), tmp_path / "b")
     first, second = ingest_direct(direct), ingest_staged(staged, piece_bytes=piece_bytes)
     assert first == second
@@ -124,7 +134,9 @@ def test_the_record_is_its_own_subject_by_default(tmp_path: Path, ingest: Ingest
 def test_suppressed_people_are_refused_and_counted(tmp_path: Path, ingest: Ingest, names: list[str]) -> None:
     table = people()
     job = make_job(
-        data_config(write_parts(tmp_path / "table", table)), tmp_path / "store", suppressed=frozenset(tags(KEY, names))
+        data_config(write_parts(tmp_path / "table", table)),
+        tmp_path / "store",
+        suppressed=frozenset(tags(KEY, names)),
     )
     done = ingest(job)
     assert summary(done) == digests(expected_slices(table, job.layout, erased=frozenset(names)))
@@ -193,7 +205,10 @@ def no_reds(columns: Mapping[str, pa.Array]) -> Iterable[tuple[int, str]]:
         (break_column("id", 17, None), r"record id \(column 'id'\) is null: row 17$"),
         (break_column("person", 17, None), r"subject \(column 'person'\) is null: row 17$"),
         (break_column("a", 17, None), r"features \(columns 'a' … 'c'\) is null: row 17$"),
-        (break_column("a", 17, float("inf")), r"features \(columns 'a' … 'c'\) is not finite \(NaN or infinite\): row 17$"),
+        (
+            break_column("a", 17, float("inf")),
+            r"features \(columns .*\) is not finite \(NaN or infinite\): row 17$",
+        ),
         (break_column("x", 17, None), r"x \(column 'x'\) is null: row 17$"),
         (break_column("x", 17, [1.0, float("nan")]), r"x \(column 'x'\) is not finite .*: row 17$"),
         (break_column("label", 17, None), r"label \(column 'label'\) is null: row 17$"),
@@ -245,11 +260,30 @@ def test_errors_name_rows_and_never_people(tmp_path: Path, ingest: Ingest) -> No
     assert "p2" not in str(caught.value).replace(str(tmp_path), "")
 
 
+def quoting(columns: Mapping[str, pa.Array]) -> Iterable[tuple[int, str]]:
+    yield 0, "first"
+    raise ValueError(columns["word"][0].as_py())
+
+
+@BOTH
+def test_a_recipe_that_fails_is_named_without_what_it_quotes(tmp_path: Path, ingest: Ingest) -> None:
+    table = people().set_column(6, "word", pa.array(["Lovelace"] * 60))
+    job = make_job(data_config(write_parts(tmp_path / "table", table)), tmp_path / "store", problems=quoting)
+    with pytest.raises(
+        RecipeError, match=r"problems\(\) failed on rows \d+ to \d+: ValueError at .*py:\d+$"
+    ) as caught:
+        ingest(job)
+    assert "Lovelace" not in str(caught.value)
+    assert objects(job) == {}
+
+
 @BOTH
 def test_more_shards_than_subjects_are_refused(tmp_path: Path, ingest: Ingest) -> None:
     config = data_config(write_parts(tmp_path / "table", people(12)))
     job = make_job(config, tmp_path / "store", layout=Layout(num_shards=5, num_slices=1, seed=0))
-    with pytest.raises(ConfigError, match=r"num_shards: is 5, but .* has only 4 subject\(s\) .*'person'.*at most 4"):
+    with pytest.raises(
+        ConfigError, match=r"num_shards: is 5, but .* has only 4 subject\(s\) .*'person'.*at most 4"
+    ):
         ingest(job)
     assert objects(job) == {}
 
@@ -273,5 +307,7 @@ def test_progress_is_told_in_rows(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_printed(tmp_path: Path) -> None:
-    job = make_job(data_config(write_parts(tmp_path / "table", people())), tmp_path / "store", content_key=b"hush" * 8)
+    job = make_job(
+        data_config(write_parts(tmp_path / "table", people())), tmp_path / "store", content_key=b"hush" * 8
+    )
     assert "hush" not in repr(job) + repr(Staging.plan(job, piece_bytes=1000))

@@ -38,7 +38,9 @@ def test_a_large_part_makes_several_pieces(tmp_path: Path) -> None:
     assert len(plan.parts) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sisa_ray.storage.source._BATCH_BYTES", 500)
-        patch.setattr(type(job.source).read, "__kwdefaults__", {"max_rows": 20, "max_bytes": 500, "use_threads": False})
+        patch.setattr(
+            type(job.source).read, "__kwdefaults__", {"max_rows": 20, "max_bytes": 500, "use_threads": False}
+        )
         report = plan.stage(0)
     assert len(report.pieces) > 3
     assert sum(p.num_records for p in report.pieces) == 400
@@ -70,7 +72,7 @@ def test_hashes_that_collide_are_no_duplicates(
     plan = Staging.plan(staged_job(tmp_path, table), piece_bytes=1000)
     reports = [plan.stage(part) for part in range(len(plan.parts))]
     if num_twins:
-        with pytest.raises(DataError, match="record id is not unique: rows 20, 21, 60, 61$"):
+        with pytest.raises(DataError, match=r"record id is not unique: rows 20, 21, 60, 61$"):
             plan.checked(reports)
     else:
         plan.checked(reports)
@@ -83,5 +85,5 @@ def test_duplicates_are_found_in_steps(
     monkeypatch.setattr(staging_module, "_DUPLICATES_BYTES", step_bytes)
     table = people()
     plan = Staging.plan(staged_job(tmp_path, pa.concat_tables([table, table.slice(1, 3)])), piece_bytes=1000)
-    with pytest.raises(DataError, match="record id is not unique: rows 1, 2, 3, 60, 61 and 1 more$"):
+    with pytest.raises(DataError, match=r"record id is not unique: rows 1, 2, 3, 60, 61 and 1 more$"):
         plan.checked([plan.stage(part) for part in range(len(plan.parts))])

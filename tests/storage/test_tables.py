@@ -56,7 +56,9 @@ def test_tables_share_a_digest_if_and_only_if_they_say_the_same(one: pa.Table, o
 
 
 @given(st.data(), types())
-def test_columns_share_a_digest_if_and_only_if_they_say_the_same(data: st.DataObject, kind: pa.DataType) -> None:
+def test_columns_share_a_digest_if_and_only_if_they_say_the_same(
+    data: st.DataObject, kind: pa.DataType
+) -> None:
     column = st.lists(values(kind, nulls=True), min_size=2, max_size=2)
     one, other = (one_role(pa.array(data.draw(column), kind)) for _ in range(2))
     assert (content_digest(one, KEY) == content_digest(other, KEY)) == (said(one) == said(other))
@@ -113,7 +115,12 @@ def test_the_digest_does_not_see_how_a_parquet_file_was_written(
     file = io.BytesIO()
     named = table.replace_schema_metadata({"pandas": "{}", "origin": "a laptop"})
     pq.write_table(
-        named, file, version=version, row_group_size=row_group_size, use_dictionary=use_dictionary, compression="gzip"
+        named,
+        file,
+        version=version,
+        row_group_size=row_group_size,
+        use_dictionary=use_dictionary,
+        compression="gzip",
     )
     back = pq.read_table(file)
     columns = [
@@ -179,7 +186,9 @@ def test_a_slice_comes_back_as_it_was_written(table: pa.Table, num_buckets: int)
 
 @given(slice_tables(), st.integers(1, 4), st.integers(0, 3))
 def test_buckets_hold_their_records_in_the_order_of_ids(table: pa.Table, num_buckets: int, seed: int) -> None:
-    file = SliceFile(io.BytesIO(write_slice(table, num_buckets=num_buckets, seed=seed)), num_buckets=num_buckets)
+    file = SliceFile(
+        io.BytesIO(write_slice(table, num_buckets=num_buckets, seed=seed)), num_buckets=num_buckets
+    )
     ids = sorted(table["record_id"].to_pylist(), key=str.encode)
     buckets = buckets_of(record_hashes(ids, seed=seed), num_buckets)
     assert file.num_buckets == num_buckets
@@ -192,7 +201,9 @@ def test_buckets_hold_their_records_in_the_order_of_ids(table: pa.Table, num_buc
 
 
 @given(st.data(), slice_tables())
-def test_the_bytes_of_a_slice_do_not_depend_on_how_its_table_came_about(data: st.DataObject, table: pa.Table) -> None:
+def test_the_bytes_of_a_slice_do_not_depend_on_how_its_table_came_about(
+    data: st.DataObject, table: pa.Table
+) -> None:
     order = data.draw(st.permutations(range(table.num_rows)))
     cut = data.draw(st.integers(0, table.num_rows))
     shuffled = table.take(pa.array(order, pa.int64())).replace_schema_metadata({"origin": "elsewhere"})
@@ -207,7 +218,9 @@ def test_an_empty_slice_has_buckets_of_no_rows() -> None:
 
 def test_a_bucket_may_be_larger_than_a_row_group_of_parquet() -> None:
     num_rows = 2**20 + 5
-    table = pa.table({"record_id": pa.array(np.arange(num_rows)).cast(pa.string()), "label": np.arange(num_rows)})
+    table = pa.table(
+        {"record_id": pa.array(np.arange(num_rows)).cast(pa.string()), "label": np.arange(num_rows)}
+    )
     file = SliceFile(io.BytesIO(write_slice(table)))
     assert file.bucket_num_rows(0) == num_rows
     assert file.read_bucket(0).num_rows == num_rows
@@ -216,7 +229,9 @@ def test_a_bucket_may_be_larger_than_a_row_group_of_parquet() -> None:
 def test_a_slice_keeps_nothing_but_its_rows() -> None:
     secret = "Ada Lovelace"
     table = small_table().replace_schema_metadata({"pandas": secret, secret: "origin"})
-    table = table.append_column("word", pa.array(["x"] * 299 + [secret]).dictionary_encode().dictionary_decode())
+    table = table.append_column(
+        "word", pa.array(["x"] * 299 + [secret]).dictionary_encode().dictionary_decode()
+    )
     metadata = pq.ParquetFile(io.BytesIO(write_slice(table))).metadata
     assert set(metadata.metadata) == {b"sisa_ray.slice", b"ARROW:schema"}
     for index in range(metadata.num_columns):
@@ -260,7 +275,9 @@ def test_a_slice_with_another_number_of_buckets_is_refused() -> None:
 
 
 @given(slice_tables(), st.sets(st.sampled_from(["ada", "bob", "", "cleo"])))
-def test_erasing_removes_all_records_of_some_subjects_and_no_others(table: pa.Table, erased: set[str]) -> None:
+def test_erasing_removes_all_records_of_some_subjects_and_no_others(
+    table: pa.Table, erased: set[str]
+) -> None:
     people = subjects(table).to_pylist()
     left = erase_subjects(table, erased)
     kept = [row for row, person in enumerate(people) if person not in erased]
