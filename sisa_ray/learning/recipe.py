@@ -230,7 +230,8 @@ class RecipeSpec:
         except TypeError as error:
             raise self._error(f"args: {error}; the class takes {inspect.signature(cls)}") from None
         try:
-            recipe = cls(**copy.deepcopy(dict(self.args)))  # what a recipe does to its arguments stays with it
+            # A copy each time: what a recipe does to its arguments must not reach the next one.
+            recipe = cls(**copy.deepcopy(dict(self.args)))
             recipe.bind(schema)
         except RecipeError:
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from sisa_ray.core.errors import ConfigError
+from sisa_ray.core.errors import ConfigError, StorageError
 from sisa_ray.storage.retry import DEFAULT_PATIENCE_S
 
 PATIENCE_VARIABLE = "SISA_RAY_STORAGE_PATIENCE_S"
@@ -42,7 +43,10 @@ class ObjectStore(Protocol):
         """Write an object whole: it is there with all its bytes, durable, or not at all."""
 
     def create(self, path: str, data: bytes) -> None:
-        """Write an object if there is none. Raises ObjectExists, also where our own lost attempt had won."""
+        """Write an object if there is none. Raises ObjectExists, also where our own lost attempt had won.
+
+        StorageUnavailable means that the outcome is unknown; every other error, that nothing was written.
+        """
 
     def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
         """Objects whose path begins with ``prefix``.
@@ -67,9 +71,9 @@ def open_store(url: str) -> ObjectStore:
     ``SISA_RAY_STORAGE_PATIENCE_S`` sets how many seconds storage may stay away before a command gives up.
 
     Raises:
-        ConfigError: for another scheme.
+        ConfigError: for another scheme, or where that variable is no number of seconds.
     """
-    patience_s = float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+    patience_s = _patience_s()
     if url.startswith("s3://"):
         from sisa_ray.storage.s3 import S3Store
 
@@ -79,3 +83,32 @@ def open_store(url: str) -> ObjectStore:
     from sisa_ray.storage.local import LocalStore
 
     return LocalStore(url, patience_s=patience_s)
+
+
+def checked_path(path: str) -> str:
+    """``path``, if it names something below a store's root whatever the backend.
+
+    >>> checked_path("log/00000000000000000017.json")
+    'log/00000000000000000017.json'
+
+    Raises:
+        StorageError: where it is empty, absolute, or steps through ``.`` or ``..``.
+    """
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise StorageError(
+            f"{path!r}: is no path of an object; it must be relative, without empty parts, '.' and '..'"
+        )
+    return path
+
+
+def _patience_s() -> float:
+    value = os.environ.get(PATIENCE_VARIABLE)
+    if not value:
+        return DEFAULT_PATIENCE_S
+    try:
+        patience_s = float(value)
+    except ValueError:
+        patience_s = math.nan
+    if not patience_s >= 0:
+        raise ConfigError(f"{PATIENCE_VARIABLE}: {value!r} is no number of seconds; write a number like 120")
+    return patience_s

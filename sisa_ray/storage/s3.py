@@ -1,12 +1,16 @@
 """A bucket on S3 (or whatever speaks its protocol) as object storage, through s3fs.
 
-Endpoint and credentials come from the usual environment: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …
+Endpoint and credentials come from the usual environment: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …,
+which is looked at again at every operation.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+import io
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 
 import aiohttp
@@ -94,10 +98,19 @@ class S3Store:
     def open(self, path: str) -> BinaryIO:
         """An object to read in pieces."""
 
-        def open_now(fs: Any) -> BinaryIO:
-            return cast(BinaryIO, fs.open(self._full(path), "rb", block_size=_BLOCK_BYTES))
+        def open_now(fs: Any) -> Any:
+            return fs.open(self._full(path), "rb", block_size=_BLOCK_BYTES)
 
-        return self._patiently(path, open_now)
+        file = self._patiently(path, open_now)
+
+        def read_at(position: int, size: int) -> bytes:
+            def read(_: Any) -> bytes:
+                file.seek(position)
+                return cast(bytes, file.read(size))
+
+            return self._patiently(path, read)
+
+        return cast(BinaryIO, io.BufferedReader(_PatientFile(read_at, file.size)))
 
     def put(self, path: str, data: bytes | memoryview) -> None:
         """Write an object whole."""
@@ -129,14 +142,7 @@ class S3Store:
                 if entry["Key"] == key
             ]
         for first in range(0, len(keys), _DELETE_AT_ONCE):
-            batch = {"Objects": keys[first : first + _DELETE_AT_ONCE], "Quiet": True}
-            answer = self._call("", "delete_objects", Delete=batch)
-            for error in answer.get("Errors", []):
-                if error.get("Code") not in _MISSING:
-                    raise StorageDenied(
-                        f"s3://{self._bucket}/{error.get('Key')}: could not be deleted: {error.get('Code')} "
-                        f"{error.get('Message', '')}; allow s3:DeleteObject and s3:DeleteObjectVersion"
-                    )
+            self._delete_batch(keys[first : first + _DELETE_AT_ONCE])
         for upload in self._uploads(""):
             if upload["Key"] in wanted:
                 try:
@@ -149,12 +155,33 @@ class S3Store:
         try:
             self._call(path, "head_object", Key=self._prefix + path)
         except ObjectMissing:
+            self._check_bucket()
             return False
         return True
 
     def child(self, prefix: str) -> ObjectStore:
         """The store rooted at ``prefix``."""
         return S3Store(f"{self.url}/{prefix}", patience_s=self._patience_s)
+
+    def _delete_batch(self, keys: Sequence[dict[str, str]]) -> None:
+        def delete(fs: Any) -> None:
+            answer = fs.call_s3("delete_objects", Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+            for error in answer.get("Errors", []):
+                code = error.get("Code")
+                what = f"s3://{self._bucket}/{error.get('Key')}: could not be deleted: {code} {error.get('Message')}"
+                if code in _PASSING:
+                    raise Transient(what)
+                if code not in _MISSING:
+                    raise StorageDenied(f"{what}; allow s3:DeleteObject and s3:DeleteObjectVersion")
+
+        self._patiently("", delete)
+
+    def _check_bucket(self) -> None:
+        """The answer to HEAD has no body to say whether the object or the whole bucket is missing."""
+        try:
+            self._call("", "head_bucket")
+        except ObjectMissing:
+            raise _bucket_missing(self.url) from None
 
     def _list_everything(self, prefix: str) -> Iterator[ObjectInfo]:
         entries: Iterable[dict[str, Any]]
@@ -187,7 +214,7 @@ class S3Store:
             try:
                 answer = self._call("", "get_bucket_versioning")
                 self._is_versioned = answer.get("Status") in ("Enabled", "Suspended")
-            except (_NotSupportedError, StorageDenied):
+            except _NotSupportedError:
                 self._is_versioned = False
         return self._is_versioned
 
@@ -217,6 +244,8 @@ class S3Store:
         def attempt() -> T:
             try:
                 return operation(_filesystem())
+            except (Transient, StorageError):
+                raise
             except Exception as error:  # every library below has a tree of its own
                 raise _mapped(name, error) from None
 
@@ -227,9 +256,62 @@ class _NotSupportedError(StorageError):
     """The server does not know this operation."""
 
 
+class _PatientFile(io.RawIOBase):
+    """An object's bytes through a function that reads some of them, however often it takes."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._read_at = read_at
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read at the position."""
+        size = min(len(buffer), self._size - self._position)
+        if size <= 0:
+            return 0
+        data = self._read_at(self._position, size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+_current: tuple[object, Any] = (None, None)
+_current_lock = threading.Lock()
+
+
 def _filesystem() -> Any:
-    # s3fs keeps one instance for equal arguments (and process); its own retries would hide our patience.
+    """The client for this process and environment. s3fs itself would keep one that was made for another."""
+    global _current  # noqa: PLW0603 - one client a process is meant
+    now = os.getpid(), sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
+    with _current_lock:
+        if _current[0] != now:
+            _current = now, _new_filesystem()
+        return _current[1]
+
+
+def _new_filesystem() -> Any:
+    # Retries of its own would hide our patience.
     fs = s3fs.S3FileSystem(
+        skip_instance_cache=True,
         use_listings_cache=False,
         config_kwargs={
             "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -239,6 +321,10 @@ def _filesystem() -> Any:
     )
     fs.retries = 1
     return fs
+
+
+def _bucket_missing(name: str) -> BucketMissing:
+    return BucketMissing(f"{name}: the bucket does not exist; create it, or correct storage_path")
 
 
 def _mapped(name: str, error: Exception) -> Exception:
@@ -251,7 +337,7 @@ def _mapped(name: str, error: Exception) -> Exception:
             break
         cause = cause.__cause__
     if code == "NoSuchBucket":
-        return BucketMissing(f"{name}: the bucket does not exist; create it, or correct storage_path")
+        return _bucket_missing(name)
     if code in _DENIED or isinstance(
         error, (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError)
     ):

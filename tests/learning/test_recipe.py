@@ -114,6 +114,18 @@ def test_unknown_and_missing_arguments_are_named_with_the_signature(tmp_path: Pa
         spec(tmp_path, source, hidden=1, depth=2).create(SCHEMA)
 
 
+def test_what_a_recipe_does_to_its_arguments_does_not_reach_the_next(tmp_path: Path) -> None:
+    source = """
+class Net(Plain):
+    def __init__(self, *, hidden):
+        super().__init__()
+        hidden.append(len(hidden))
+        self.hidden = hidden
+"""
+    make = spec(tmp_path, source, hidden=[7]).factory(SCHEMA)
+    assert [vars(make())["hidden"] for _ in range(2)] == [[7, 1], [7, 1]]
+
+
 def test_a_recipe_s_own_error_stays_as_it_is(tmp_path: Path) -> None:
     source = (
         "from sisa_ray.core.errors import RecipeError\n"
