@@ -67,7 +67,7 @@ def verify(
         if run.state.purge_due:
             purge(run, attempt=session.attempt)
         place = layout.scratch_prefix(session.attempt)
-        store = run.store.child(place)
+        store = run.store.child(place.rstrip("/"))
         try:
             replica, origin = _retrain(run, store, workers, chosen, on_event)
             on_event(PhaseStarted(text="comparing"))

@@ -117,7 +117,7 @@ class LocalStore:
 
     def child(self, prefix: str) -> ObjectStore:
         """The store rooted at ``prefix``."""
-        return LocalStore(str(self._at(prefix)), patience_s=self._patience_s, anchor=self._anchor)
+        return LocalStore(str(self._at(prefix.rstrip("/"))), patience_s=self._patience_s, anchor=self._anchor)
 
     def _read(self, path: str, read: Callable[[Path], T]) -> T:
         def attempt() -> T:

@@ -89,8 +89,7 @@ class CommitLog:
             entry = self._parse(path, data, head)
             entries.append(entry)
             head = entry.head
-        if not entries:
-            self._check_nothing_beyond(head)
+        self._check_nothing_beyond(head)
         return entries
 
     def append(self, records: Sequence[Record], *, head: Head) -> Entry:
@@ -113,14 +112,11 @@ class CommitLog:
         )
         path = layout.entry_path(seq)
         try:
-            self._store.create(path, data)
-        except ObjectExists:
-            # An earlier try of this very commit may have won without our hearing of it.
-            if self._store.get(path) != data:
+            if not self._won(path, data):
                 raise CommitFailed(
                     f"{self._store.url}/{path}: another process has committed this entry; this one stops, nothing "
                     "of it was applied. Only one command at a time works on a run"
-                ) from None
+                )
         except StorageUnavailable as error:
             raise CommitStateUnknown(
                 f"{self._store.url}/{path}: storage went away before it said whether the commit was applied "
@@ -129,6 +125,14 @@ class CommitLog:
         return Entry(
             head=Head(seq=seq, digest=file_digest(data)), commit=commit, at=at, records=tuple(records)
         )
+
+    def _won(self, path: str, data: bytes) -> bool:
+        try:
+            self._store.create(path, data)
+        except ObjectExists:
+            # An earlier try of this very commit may have won without our hearing of it.
+            return self._store.get(path) == data
+        return True
 
     def _parse(self, path: str, data: bytes, before: Head) -> Entry:
         name = f"{self._store.url}/{path}"

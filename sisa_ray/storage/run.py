@@ -102,7 +102,11 @@ def open_with_spec(store: ObjectStore, spec: Spec) -> Run:
     """
     there = read_spec(store)
     if there is None:
-        secret = keyring.load(spec.secret_id) if spec.secret_id else keyring.create(storage_path=store.url)
+        secret = (
+            keyring.load(spec.secret_id)
+            if spec.secret_id
+            else keyring.create(storage_path=spec.config.storage_path)
+        )
         fresh = spec.model_copy(update={"secret_id": secret.secret_id})
         try:
             store.create(layout.SPEC, canonical_json(fresh.model_dump(mode="json")))

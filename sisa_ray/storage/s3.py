@@ -1,77 +1,31 @@
 """A bucket on S3 (or whatever speaks its protocol) as object storage, through s3fs.
 
-Endpoint and credentials come from the usual environment: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …,
-which is looked at again at every operation.
+Endpoint and credentials come from the usual environment: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …
 """
 
 from __future__ import annotations
 
-import asyncio
-import io
+import functools
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 
-import aiohttp
-import botocore.exceptions as boto
 import s3fs
 
-from sisa_ray.core.errors import (
-    BucketMissing,
-    ConfigError,
-    ObjectExists,
-    ObjectMissing,
-    StorageDenied,
-    StorageError,
-    StorageFull,
-)
-from sisa_ray.storage.objects import ObjectInfo, ObjectStore
+from sisa_ray.core.errors import ConfigError, ObjectExists, ObjectMissing, StorageDenied, StorageError
+from sisa_ray.storage.objects import ObjectInfo, ObjectStore, checked_path
+from sisa_ray.storage.ranged import open_ranged
 from sisa_ray.storage.retry import DEFAULT_PATIENCE_S, Transient, with_patience
+from sisa_ray.storage.s3_errors import OperationUnsupported, mapped, mapped_deletion
 
 T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
+_NUM_CONNECTIONS = 32
 _DELETE_AT_ONCE = 1000
-_BLOCK_BYTES = 8 * 2**20
-
-_DENIED = {
-    "403",
-    "AccessDenied",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-    "RequestTimeTooSkewed",
-}
-_PASSING = {
-    "500",
-    "502",
-    "503",
-    "504",
-    "409",
-    "ConditionalRequestConflict",
-    "InternalError",
-    "OperationAborted",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-}
-_MISSING = {"404", "NoSuchKey", "NoSuchUpload", "NoSuchVersion"}
-_EXISTS = {"412", "PreconditionFailed"}
-_FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
-_UNSUPPORTED = {"501", "405", "NotImplemented", "MethodNotAllowed"}
-_PASSING_ERRORS = (
-    aiohttp.ClientError,
-    asyncio.TimeoutError,
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.ResponseStreamingError,
-    ConnectionError,
-    TimeoutError,
-)
+_LIST_ONE_BY_ONE = 8
+"""Up to so many keys, the versions of each are asked for; beyond, those of everything that begins like them."""
 
 
 class S3Store:
@@ -85,6 +39,7 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._patience_s = patience_s
         self._is_versioned: bool | None = None
+        self._creates_once = False
 
     @property
     def url(self) -> str:
@@ -93,107 +48,124 @@ class S3Store:
 
     def get(self, path: str) -> bytes:
         """All bytes of an object."""
-        return self._patiently(path, lambda fs: cast(bytes, fs.cat_file(self._full(path))))
+        full = self._full(path)
+        # One request: s3fs would otherwise ask for the size first.
+        return self._patiently(path, lambda fs: cast(bytes, fs.cat_file(full, max_concurrency=1)))
 
     def open(self, path: str) -> BinaryIO:
         """An object to read in pieces."""
+        info = self._find(path)
+        if info is None:
+            raise ObjectMissing(f"{self.url}/{path}: there is no such object")
+        full = self._full(path)
 
-        def open_now(fs: Any) -> Any:
-            return fs.open(self._full(path), "rb", block_size=_BLOCK_BYTES)
+        def read_range(start: int, stop: int) -> bytes:
+            return self._patiently(path, lambda fs: cast(bytes, fs.cat_file(full, start=start, end=stop)))
 
-        file = self._patiently(path, open_now)
-
-        def read_at(position: int, size: int) -> bytes:
-            def read(_: Any) -> bytes:
-                file.seek(position)
-                return cast(bytes, file.read(size))
-
-            return self._patiently(path, read)
-
-        return cast(BinaryIO, io.BufferedReader(_PatientFile(read_at, file.size)))
+        return open_ranged(read_range, info.size_bytes)
 
     def put(self, path: str, data: bytes | memoryview) -> None:
-        """Write an object whole."""
-        body = bytes(data)
-        self._patiently(path, lambda fs: fs.pipe_file(self._full(path), body))
+        """Write an object whole; a large one in parts, which appear together."""
+        full, body = self._full(path), bytes(data)
+
+        def write(fs: Any) -> None:
+            try:
+                fs.pipe_file(full, body)
+            except FileNotFoundError as error:
+                failure = mapped(self._name(path), error)
+                if not isinstance(failure, ObjectMissing):
+                    raise
+                # The upload of the parts is gone: it was finished by a try whose answer was lost, or swept.
+                raise Transient(str(error)) from None
+
+        self._patiently(path, write)
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object if there is none (``If-None-Match: *``)."""
-        self._patiently(path, lambda fs: fs.pipe_file(self._full(path), data, mode="create"))
+        self._create_once(path, data)
+        if self._creates_once:
+            return
+        # A server that does not know the condition would let two processes commit the same log entry.
+        try:
+            self._create_once(path, data)
+        except ObjectExists:
+            self._creates_once = True
+        except StorageError:
+            return  # nothing learnt; the object is there
+        else:
+            raise StorageError(
+                f"{self._name(path)}: this S3 server ignores the condition If-None-Match, so that one command could "
+                "overwrite what another one committed; keep runs on a server that supports conditional writes"
+            )
 
     def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page from the server."""
-        if not all_versions:
-            pages = self._pages(prefix, "list_objects_v2", ("ContinuationToken", "NextContinuationToken"))
-            return (self._info(entry) for page in pages for entry in page.get("Contents", []))
-        return self._list_everything(prefix)
+        entries = self._everything(prefix) if all_versions else self._objects(prefix)
+        return (self._info(entry) for entry in entries)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects with all their versions, and uploads that were never finished."""
-        wanted = {self._prefix + path for path in paths}
+        wanted = sorted({self._prefix + checked_path(path) for path in paths})
         if not wanted:
             return
-        keys: list[dict[str, str]] = [{"Key": key} for key in sorted(wanted)]
-        if self._versioned():
-            keys = [
-                {"Key": entry["Key"], "VersionId": entry["VersionId"]}
-                for key in sorted(wanted)
-                for entry in self._versions(key.removeprefix(self._prefix))
-                if entry["Key"] == key
-            ]
+        keys = self._versions_of(wanted) if self._versioned() else [{"Key": key} for key in wanted]
         for first in range(0, len(keys), _DELETE_AT_ONCE):
             self._delete_batch(keys[first : first + _DELETE_AT_ONCE])
-        for upload in self._uploads(""):
-            if upload["Key"] in wanted:
-                try:
-                    self._call("", "abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
-                except ObjectMissing:
-                    continue
+        uploads = self._uploads(_common_prefix(wanted).removeprefix(self._prefix))
+        for upload in [upload for upload in uploads if upload["Key"] in set(wanted)]:
+            try:
+                self._call("", "abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+            except ObjectMissing:
+                continue
 
     def exists(self, path: str) -> bool:
         """Whether there is an object at ``path``."""
-        try:
-            self._call(path, "head_object", Key=self._prefix + path)
-        except ObjectMissing:
-            self._check_bucket()
-            return False
-        return True
+        return self._find(path) is not None
 
     def child(self, prefix: str) -> ObjectStore:
         """The store rooted at ``prefix``."""
-        return S3Store(f"{self.url}/{prefix}", patience_s=self._patience_s)
+        return S3Store(f"{self.url}/{checked_path(prefix.rstrip('/'))}", patience_s=self._patience_s)
+
+    def _create_once(self, path: str, data: bytes) -> None:
+        full = self._full(path)
+        self._patiently(path, lambda fs: fs.pipe_file(full, data, mode="create"), is_repeatable=False)
+
+    def _find(self, path: str) -> ObjectInfo | None:
+        # A listing, since the answer to HEAD has no body: it could not tell a missing bucket from a missing object.
+        answer = self._call(path, "list_objects_v2", Prefix=self._prefix + checked_path(path), MaxKeys=1)
+        found = [info for info in map(self._info, answer.get("Contents", [])) if info.path == path]
+        return found[0] if found else None
 
     def _delete_batch(self, keys: Sequence[dict[str, str]]) -> None:
+        left = list(keys)
+
         def delete(fs: Any) -> None:
-            answer = fs.call_s3("delete_objects", Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
-            for error in answer.get("Errors", []):
-                code = error.get("Code")
-                what = f"s3://{self._bucket}/{error.get('Key')}: could not be deleted: {code} {error.get('Message')}"
-                if code in _PASSING:
-                    raise Transient(what)
-                if code not in _MISSING:
-                    raise StorageDenied(f"{what}; allow s3:DeleteObject and s3:DeleteObjectVersion")
+            batch = {"Objects": left, "Quiet": True}
+            answer = fs.call_s3("delete_objects", Bucket=self._bucket, Delete=batch)
+            errors = answer.get("Errors", [])
+            failures = [mapped_deletion(f"s3://{self._bucket}/{e.get('Key')}", e) for e in errors]
+            for failure in sorted(filter(None, failures), key=lambda f: isinstance(f, Transient)):
+                raise failure  # the first definite one, if any
 
         self._patiently("", delete)
 
-    def _check_bucket(self) -> None:
-        """The answer to HEAD has no body to say whether the object or the whole bucket is missing."""
-        try:
-            self._call("", "head_bucket")
-        except ObjectMissing:
-            raise _bucket_missing(self.url) from None
+    def _versions_of(self, wanted: Sequence[str]) -> Sequence[dict[str, str]]:
+        prefixes = wanted if len(wanted) <= _LIST_ONE_BY_ONE else [_common_prefix(wanted)]
+        keys = set(wanted)
+        return [
+            {"Key": entry["Key"], "VersionId": entry["VersionId"]}
+            for prefix in prefixes
+            for entry in self._versions(prefix.removeprefix(self._prefix))
+            if entry["Key"] in keys
+        ]
 
-    def _list_everything(self, prefix: str) -> Iterator[ObjectInfo]:
-        entries: Iterable[dict[str, Any]]
-        if self._versioned():
-            entries = self._versions(prefix)
-        else:
-            pages = self._pages(prefix, "list_objects_v2", ("ContinuationToken", "NextContinuationToken"))
-            entries = (entry for page in pages for entry in page.get("Contents", []))
-        for entry in entries:
-            yield self._info(entry)
-        for upload in self._uploads(prefix):
-            yield self._info(upload)
+    def _everything(self, prefix: str) -> Iterator[dict[str, Any]]:
+        yield from self._versions(prefix) if self._versioned() else self._objects(prefix)
+        yield from self._uploads(prefix)
+
+    def _objects(self, prefix: str) -> Iterator[dict[str, Any]]:
+        for page in self._pages(prefix, "list_objects_v2", ("ContinuationToken", "NextContinuationToken")):
+            yield from page.get("Contents", [])
 
     def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
         tokens = ("KeyMarker", "NextKeyMarker"), ("VersionIdMarker", "NextVersionIdMarker")
@@ -206,7 +178,7 @@ class S3Store:
         try:
             for page in self._pages(prefix, "list_multipart_uploads", *tokens):
                 yield from page.get("Uploads", [])
-        except _NotSupportedError:
+        except OperationUnsupported:
             return
 
     def _versioned(self) -> bool:
@@ -214,8 +186,11 @@ class S3Store:
             try:
                 answer = self._call("", "get_bucket_versioning")
                 self._is_versioned = answer.get("Status") in ("Enabled", "Suspended")
-            except _NotSupportedError:
+            except OperationUnsupported:
                 self._is_versioned = False
+            except StorageDenied:
+                # Who may not ask must not conclude that there are none: listing the versions will tell.
+                self._is_versioned = True
         return self._is_versioned
 
     def _pages(self, prefix: str, method: str, *tokens: tuple[str, str]) -> Iterator[dict[str, Any]]:
@@ -236,123 +211,56 @@ class S3Store:
         )
 
     def _full(self, path: str) -> str:
-        return f"{self._bucket}/{self._prefix}{path}"
+        return f"{self._bucket}/{self._prefix}{checked_path(path)}"
 
-    def _patiently(self, path: str, operation: Callable[[Any], T]) -> T:
-        name = f"{self.url}/{path}" if path else self.url
+    def _name(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
+    def _patiently(self, path: str, operation: Callable[[Any], T], *, is_repeatable: bool = True) -> T:
+        name = self._name(path)
 
         def attempt() -> T:
             try:
                 return operation(_filesystem())
-            except (Transient, StorageError):
+            except Transient:
                 raise
             except Exception as error:  # every library below has a tree of its own
-                raise _mapped(name, error) from None
+                failure = mapped(name, error)
+                if failure is error:
+                    raise
+                raise failure from None
 
-        return with_patience(attempt, what=name, patience_s=self._patience_s)
-
-
-class _NotSupportedError(StorageError):
-    """The server does not know this operation."""
-
-
-class _PatientFile(io.RawIOBase):
-    """An object's bytes through a function that reads some of them, however often it takes."""
-
-    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
-        super().__init__()
-        self._read_at = read_at
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, origin + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Read at the position."""
-        size = min(len(buffer), self._size - self._position)
-        if size <= 0:
-            return 0
-        data = self._read_at(self._position, size)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        return with_patience(attempt, what=name, patience_s=self._patience_s, is_repeatable=is_repeatable)
 
 
-_current: tuple[object, Any] = (None, None)
-_current_lock = threading.Lock()
+def _common_prefix(keys: Sequence[str]) -> str:
+    """The longest string that all of the sorted ``keys`` begin with.
+
+    >>> _common_prefix(["data/shard=1", "data/shard=17", "data/shard=2"])
+    'data/shard='
+    """
+    first, last = keys[0], keys[-1]
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
 
 
 def _filesystem() -> Any:
-    """The client for this process and environment. s3fs itself would keep one that was made for another."""
-    global _current  # noqa: PLW0603 - one client a process is meant
-    now = os.getpid(), sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
-    with _current_lock:
-        if _current[0] != now:
-            _current = now, _new_filesystem()
-        return _current[1]
+    # Not part of the store: that is pickled, and another process has another environment.
+    return _connected(os.getpid(), tuple(sorted(i for i in os.environ.items() if i[0].startswith("AWS_"))))
 
 
-def _new_filesystem() -> Any:
-    # Retries of its own would hide our patience.
+@functools.lru_cache(maxsize=4)
+def _connected(pid: int, environment: tuple[tuple[str, str], ...]) -> Any:  # noqa: ARG001 - the key of the cache
     fs = s3fs.S3FileSystem(
-        skip_instance_cache=True,
         use_listings_cache=False,
+        skip_instance_cache=True,
         config_kwargs={
             "connect_timeout": _CONNECT_TIMEOUT_S,
             "read_timeout": _READ_TIMEOUT_S,
+            "max_pool_connections": _NUM_CONNECTIONS,
+            # Retries of others would hide our patience (and draw from the random generator that recipes see).
             "retries": {"total_max_attempts": 1},
         },
     )
     fs.retries = 1
     return fs
-
-
-def _bucket_missing(name: str) -> BucketMissing:
-    return BucketMissing(f"{name}: the bucket does not exist; create it, or correct storage_path")
-
-
-def _mapped(name: str, error: Exception) -> Exception:
-    """Our error for one of s3fs, botocore or aiohttp."""
-    code = ""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, boto.ClientError):
-            code = str(cause.response.get("Error", {}).get("Code", ""))
-            break
-        cause = cause.__cause__
-    if code == "NoSuchBucket":
-        return _bucket_missing(name)
-    if code in _DENIED or isinstance(
-        error, (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError)
-    ):
-        return StorageDenied(
-            f"{name}: S3 refused the credentials ({code or error}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-            "and what they may do"
-        )
-    if code in _EXISTS:
-        return ObjectExists(f"{name}: exists already")
-    if code in _FULL:
-        return StorageFull(f"{name}: no space is left ({code}); free some and run the same command again")
-    if code in _MISSING or (not code and isinstance(error, FileNotFoundError)):
-        return ObjectMissing(f"{name}: there is no such object")
-    if code in _UNSUPPORTED:
-        return _NotSupportedError(f"{name}: this S3 server does not support the operation ({code})")
-    if code in _PASSING or isinstance(error, _PASSING_ERRORS) or isinstance(error.__cause__, _PASSING_ERRORS):
-        return Transient(f"{type(error).__name__}: {error}"[:200])
-    return StorageError(f"{name}: {code or type(error).__name__}: {error}")

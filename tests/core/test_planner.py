@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import pytest
 
-from sisa_ray.core.identity import Spec
 from sisa_ray.core.planner import (
     BuildStages,
     CloseBatch,
@@ -13,94 +10,36 @@ from sisa_ray.core.planner import (
     Publish,
     Purge,
     RewriteSlices,
-    ShardPlan,
     decide,
     full_retrain_visits,
     missing_stages,
-    named_paths,
-    rebuild_visits,
-    wanted_checkpoints,
-    wanted_partials,
 )
 from sisa_ray.core.records import (
     BatchClosed,
-    BatchPlanned,
-    CheckpointLost,
     GenerationPublished,
-    Purged,
-    Record,
     RequestAccepted,
     SlicesRewritten,
     StageBuilt,
-    TableIngested,
 )
 from sisa_ray.core.schedule import stage_steps
-from sisa_ray.core.state import Place, RunState, fold
-from tests.core.builders import make_slice, make_spec, make_stage
-
-NUM_SHARDS, NUM_SLICES = 2, 5
-SIZES = {(k, r): 3 + k + r for k in range(NUM_SHARDS) for r in range(1, NUM_SLICES + 1)}
-ACCEPTED = RequestAccepted(request="r1", tags=("ada",), payload="requests/r1")
-PURGED = Purged(attempt="a0", num_objects=1, num_bytes=1)
-
-
-def spec_of(keep: object = "all") -> Spec:
-    sisa = {"num_shards": NUM_SHARDS, "num_slices": NUM_SLICES, "epochs": 4}
-    return make_spec(sisa=sisa, keep_checkpoints=keep)
-
-
-def ingested() -> TableIngested:
-    slices = tuple(make_slice(*where, [f"{where}{i}" for i in range(n)]) for where, n in SIZES.items())
-    return TableIngested(attempt="a0", columns="", slices=slices, num_rows=sum(SIZES.values()), num_refused=0)
-
-
-def planned(*affected: Place, batch: str = "b1", request: str = "r1") -> BatchPlanned:
-    return BatchPlanned(batch=batch, requests=(request,), unknown=(), num_records=1, affected=affected)
-
-
-def rewritten(*affected: Place, batch: str = "b1") -> SlicesRewritten:
-    """The slices without their first record."""
-    slices = (make_slice(*w, [f"{w}{i}" for i in range(1, SIZES[w])], attempt="a1") for w in affected)
-    return SlicesRewritten(batch=batch, slices=tuple(slices))
-
-
-def built(spec: Spec, state: RunState, places: Iterable[Place] | None = None) -> list[Record]:
-    """Records of the stages that ``state`` wants, built."""
-    lineage, kept = Lineage(spec, state), wanted_checkpoints(spec, state)
-    return [
-        StageBuilt(
-            ref=make_stage(
-                k, r, key=lineage.keys(k)[r - 1], kept=r in kept, num_steps=lineage.steps(k)[r - 1]
-            )
-        )
-        for k, r in (SIZES if places is None else places)
-    ]
-
-
-def trained(spec: Spec) -> RunState:
-    """A run that has nothing left to do."""
-    state = fold([ingested()])
-    for record in built(spec, state):
-        state.apply(record)
-    lineage = Lineage(spec, state)
-    state.apply(GenerationPublished(generation=1, keys=tuple(lineage.keys(k)[-1] for k in range(NUM_SHARDS))))
-    state.apply(PURGED)
-    assert decide(spec, state, train=True) is None
-    return state
-
-
-def lose(state: RunState, *places: Place) -> RunState:
-    for k, r in places:
-        state.apply(CheckpointLost(shard=k, stage=r, reason="missing"))
-    return state
-
-
-def stages_of(plans: Sequence[ShardPlan]) -> dict[int, list[int]]:
-    return {plan.shard: [s.stage for s in plan.stages] for plan in plans}
-
-
-def missing(spec: Spec, state: RunState) -> tuple[ShardPlan, ...]:
-    return missing_stages(spec, state, Lineage(spec, state))
+from sisa_ray.core.state import RunState, fold
+from tests.core.builders import make_slice, make_stage
+from tests.core.planner_states import (
+    ACCEPTED,
+    NUM_SHARDS,
+    NUM_SLICES,
+    PURGED,
+    SIZES,
+    built,
+    ingested,
+    lose,
+    missing,
+    planned,
+    rewritten,
+    spec_of,
+    stages_of,
+    trained,
+)
 
 
 class TestDecide:
@@ -308,107 +247,3 @@ class TestLineage:
         assert Lineage(spec, state).latest_clean(1) == state.stages[1, 1]
         lose(state, (1, 1))
         assert Lineage(spec, state).latest_clean(1) is None
-
-
-class TestNamedPaths:
-    def test_everything_of_a_finished_run(self) -> None:
-        spec, state = spec_of(), trained(spec_of())
-        slices, stages = state.slices.values(), state.stages.values()
-        assert named_paths(spec, state) == {s.path for s in slices} | {s.path for s in stages}
-        assert len(named_paths(spec, state)) == 2 * len(SIZES)
-
-    def test_what_is_tainted_goes_with_the_rewriting(self) -> None:
-        spec, state = spec_of(), trained(spec_of())
-        before = named_paths(spec, state)
-        state.apply(ACCEPTED)
-        assert named_paths(spec, state) == before | {"requests/r1"}
-        state.apply(planned((0, 4), (1, 5)))
-        assert named_paths(spec, state) == before | {"requests/r1"}
-        state.apply(rewritten((0, 4), (1, 5)))
-        stale = {
-            "data/0/4/a0",
-            "data/1/5/a0",
-            "checkpoints/0/4/a0",
-            "checkpoints/0/5/a0",
-            "checkpoints/1/5/a0",
-        }
-        assert named_paths(spec, state) == before - stale | {"data/0/4/a1", "data/1/5/a1"}
-
-    def test_a_slice_that_became_empty_names_nothing(self) -> None:
-        spec, state = spec_of(), trained(spec_of())
-        for record in (
-            ACCEPTED,
-            planned((0, 1)),
-            SlicesRewritten(batch="b1", slices=(make_slice(0, 1, []),)),
-        ):
-            state.apply(record)
-        assert not [
-            path for path in named_paths(spec, state) if path.startswith(("data/0/1/", "checkpoints/0"))
-        ]
-
-    def test_only_kept_checkpoints(self) -> None:
-        state = trained(spec_of())
-        named = named_paths(spec_of(keep=[2]), state)
-        assert {p for p in named if p.startswith("checkpoints")} == {
-            f"checkpoints/{k}/{r}/a0" for k in range(NUM_SHARDS) for r in (2, 5)
-        }
-
-    def test_a_budget_in_bytes_is_kept(self) -> None:
-        state = trained(spec_of())
-        for affordable in range(1, NUM_SLICES + 1):
-            spec = spec_of(keep=affordable * NUM_SHARDS * 100)
-            named = {p for p in named_paths(spec, state) if p.startswith("checkpoints")}
-            assert len(named) == affordable * NUM_SHARDS
-
-    def test_before_ingest(self) -> None:
-        assert named_paths(spec_of(), fold([ACCEPTED])) == {"requests/r1"}
-
-
-class TestWantedPartials:
-    def test_of_what_is_still_to_be_built(self) -> None:
-        spec, state = spec_of(), fold([ingested()])
-        keys = {key for k in range(NUM_SHARDS) for key in Lineage(spec, state).keys(k)}
-        assert wanted_partials(spec, state) == keys
-        for record in built(spec, state, [(0, 1), (0, 2)]):
-            state.apply(record)
-        assert wanted_partials(spec, state) == keys - set(Lineage(spec, state).keys(0)[:2])
-
-    def test_none_of_a_finished_run_or_of_none(self) -> None:
-        assert wanted_partials(spec_of(), trained(spec_of())) == set()
-        assert wanted_partials(spec_of(), RunState()) == set()
-
-    def test_tainted_ones_are_not_wanted(self) -> None:
-        spec, state = spec_of(), fold([ingested()])
-        before = wanted_partials(spec, state)
-        for record in (ACCEPTED, planned((0, 1), (1, 1)), rewritten((0, 1), (1, 1))):
-            state.apply(record)
-        assert not wanted_partials(spec, state) & before
-
-    def test_a_checkpoint_that_is_built_again_may_use_its_partials(self) -> None:
-        spec, state = spec_of(), lose(trained(spec_of()), (0, 3))
-        assert wanted_partials(spec, state) == {state.stages[0, 3].key}
-
-
-class TestVisits:
-    def test_full_retraining(self) -> None:
-        spec, state = spec_of(), trained(spec_of())
-        steps = sum(sum(Lineage(spec, state).steps(k)) for k in range(NUM_SHARDS))
-        assert full_retrain_visits(spec, state) == steps * spec.batch_size
-
-    @pytest.mark.parametrize("keep", ["all", [2], [1, 4], []])
-    @pytest.mark.parametrize(
-        "affected", [[], [(0, 1)], [(1, 3)], [(0, 5), (0, 2), (0, 4)], [(0, 4), (1, 5), (1, 1)]]
-    )
-    def test_a_batch_costs_what_its_slices_predict(self, keep: object, affected: list[Place]) -> None:
-        spec, state = spec_of(keep=keep), trained(spec_of(keep=keep))
-        for record in (ACCEPTED, planned(*affected), rewritten(*affected)):
-            state.apply(record)
-        # Slow: the steps of every stage from the kept one before the first affected slice on.
-        kept = {0, *wanted_checkpoints(spec, state)}
-        slow = 0
-        for shard in {k for k, _ in affected}:
-            first = min(r for k, r in affected if k == shard)
-            start = max(r for r in kept if r < first)
-            slow += sum(Lineage(spec, state).steps(shard)[start:]) * spec.batch_size
-        assert rebuild_visits(spec, state, affected) == slow
-        assert sum(p.num_steps for p in missing(spec, state)) * spec.batch_size == slow
