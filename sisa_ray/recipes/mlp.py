@@ -43,6 +43,12 @@ class _Perceptron(Supervised):
         self._batch_norm = batch_norm
         self._scale = scale
 
+    def _set_constants(self, mean: float, std: float) -> None:
+        if not std > 0:
+            raise RecipeError(f"recipe.args.std: must be positive, not {std}")
+        self._mean = mean
+        self._std = std
+
     def _bind_width(self, schema: pa.Schema) -> None:
         shape = row_shape(schema.field("features").type)
         if shape is None:
@@ -73,9 +79,11 @@ class _Perceptron(Supervised):
         return {"features": features.reshape(len(features), -1), **decode_label(columns)}
 
     def inputs(self, batch: Batch) -> torch.Tensor:
-        """Features as floats, divided by ``scale``."""
+        """Features as floats, divided by ``scale``, then standardised by ``mean`` and ``std``."""
         features = batch["features"].float()
-        return features if self._scale == 1 else features / self._scale
+        if self._scale != 1:
+            features = features / self._scale
+        return features if (self._mean, self._std) == (0, 1) else (features - self._mean) / self._std
 
 
 class MLPClassifier(_Perceptron, Classifier):
@@ -88,6 +96,7 @@ class MLPClassifier(_Perceptron, Classifier):
         dropout: after every hidden layer.
         batch_norm: before every activation.
         scale: features are divided by this constant (255 for pixels). Never fitted on data.
+        mean, std: constants that scaled features are standardised by; from public knowledge, never fitted.
         training: see :class:`~sisa_ray.recipes.base.Supervised`.
     """
 
@@ -100,10 +109,13 @@ class MLPClassifier(_Perceptron, Classifier):
         dropout: float = 0.0,
         batch_norm: bool = False,
         scale: float = 1.0,
+        mean: float = 0.0,
+        std: float = 1.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         self._set_body(hidden, activation, dropout, batch_norm, scale)
+        self._set_constants(mean, std)
         self.set_classes(num_classes)
 
     def bind(self, schema: pa.Schema) -> None:
@@ -127,10 +139,13 @@ class MLPRegressor(_Perceptron, Regressor):
         dropout: float = 0.0,
         batch_norm: bool = False,
         scale: float = 1.0,
+        mean: float = 0.0,
+        std: float = 1.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         self._set_body(hidden, activation, dropout, batch_norm, scale)
+        self._set_constants(mean, std)
 
     def bind(self, schema: pa.Schema) -> None:
         """Learn both widths from the schema."""

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from sisa_ray.core.config import SisaConfig
-from sisa_ray.core.errors import IntegrityError, ObjectExists, ObjectMissing, RunConflict, RunNotFound
+from sisa_ray.core.errors import (
+    BucketMissing,
+    IntegrityError,
+    ObjectExists,
+    ObjectMissing,
+    RunConflict,
+    RunNotFound,
+    StorageDenied,
+    StorageFull,
+)
 from sisa_ray.core.identity import SPEC_VERSION, Spec, differences
 from sisa_ray.core.keys import Secret, canonical_json
 from sisa_ray.core.records import Record, RunCreated
@@ -114,6 +123,10 @@ def open_with_spec(store: ObjectStore, spec: Spec) -> Run:
         except ObjectExists:  # somebody was faster, or our own retry won
             there = read_spec(store)
             assert there is not None
+        except (BucketMissing, StorageDenied, StorageFull):  # definite: there is no run
+            if not spec.secret_id:
+                keyring.discard(secret.secret_id)
+            raise
         if there.secret_id != secret.secret_id and not spec.secret_id:
             keyring.discard(secret.secret_id)
     if there.digest != spec.digest:

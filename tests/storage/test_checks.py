@@ -37,6 +37,16 @@ def test_nulls_and_non_finite_numbers_are_found_in_their_rows(data: st.DataObjec
     assert non_finite_rows(column).tolist() == [row for row, cell in enumerate(cells) if has_non_finite(cell)]
 
 
+def test_infinities_and_nan_are_found_beside_nulls() -> None:
+    inf, nan = math.inf, math.nan
+    assert non_finite_rows(pa.array([None, 1.0, inf, None, nan, -inf])).tolist() == [2, 4, 5]
+    lists = pa.array([[None, inf], None, [], [1.0], [nan, nan]], pa.list_(pa.float32()))
+    assert non_finite_rows(lists).tolist() == [0, 4]
+    assert null_rows(lists).tolist() == [0, 1]
+    structs = pa.array([None, {"a": inf}, {"a": None}], pa.struct([("a", pa.float64())]))
+    assert non_finite_rows(structs).tolist() == [1]
+
+
 def test_a_struct_may_lack_fields_but_not_itself() -> None:
     image = pa.array(
         [{"bytes": b"x", "path": None}, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -58,10 +58,10 @@ def as_view(array: pa.Array) -> pa.Array:
     kind = array.type
     if pa.types.is_list(kind):
         # The last row's elements first: the order of the elements is not the order of the rows.
-        lists = array.to_pylist()
-        sizes = np.array([len(cells or ()) for cells in lists], dtype=np.int32)
+        rows = [array.slice(row, 1).flatten() for row in range(len(array))]
+        sizes = np.array([len(elements) for elements in rows], dtype=np.int32)
         offsets = np.append(np.cumsum(sizes[::-1])[::-1][1:], 0).astype(np.int32)[: len(sizes)]
-        elements = pa.array([cell for cells in reversed(lists) for cell in cells or ()], kind.value_type)
+        elements = pa.concat_arrays([array.values.slice(0, 0), *reversed(rows)])
         mask = array.is_null()
         return pa.ListViewArray.from_arrays(pa.array(offsets), pa.array(sizes), elements, mask=mask)
     return array.cast(views[kind]) if kind in views else array
@@ -121,6 +121,14 @@ def test_one_column_in_any_disguise_is_one_column(
     assert same(result, plain.slice(start))
     assert str(result.type) == str(plain.type)  # names of elements included
     assert normal_type(result.type) == result.type == normal_type(disguised.type)
+
+
+def test_lists_in_views_are_read_wherever_they_lie() -> None:
+    views = pa.ListViewArray.from_arrays(
+        pa.array([2, 0, 1], pa.int32()), pa.array([1, 2, 0], pa.int32()), pa.array([1, 2, 3])
+    )
+    assert normalise(views).to_pylist() == [[3], [1, 2], []]
+    assert normalise(views.slice(1)).to_pylist() == [[1, 2], []]
 
 
 def test_what_parquet_has_no_unit_for_gets_the_nearest_that_it_has() -> None:

@@ -250,6 +250,21 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, ingest: Ingest) -> No
 
 
 @BOTH
+def test_rows_keep_their_numbers_when_others_are_left_out(tmp_path: Path, ingest: Ingest) -> None:
+    words = pa.array(["red" if i in (1, 3, 30, 47) else "blue" for i in range(60)])
+    table = break_column("a", 44, None)(people().set_column(6, "word", words))
+    config = data_config(write_parts(tmp_path / "table", table, row_group_size=60))
+    erased = frozenset(tags(KEY, ["p0", "p2", "p13"]))
+    job = make_job(config, tmp_path / "store", suppressed=erased, problems=no_reds)
+    with pytest.raises(DataError) as caught:
+        ingest(job)
+    assert str(caught.value).splitlines()[1:] == [
+        "  word must not be red: rows 3, 30, 47",
+        "  features (columns 'a' … 'c') is null: row 44",
+    ]
+
+
+@BOTH
 def test_errors_name_rows_and_never_people(tmp_path: Path, ingest: Ingest) -> None:
     table = people()
     table = pa.concat_tables([table, table.slice(7, 1)])

@@ -10,7 +10,7 @@ from sisa_ray.core.errors import DataError
 from sisa_ray.core.keys import UInt64Array
 from sisa_ray.core.partition import Layout
 from sisa_ray.storage import staging as staging_module
-from sisa_ray.storage.ingest import IngestJob
+from sisa_ray.storage.ingest import IngestJob, ingest_direct
 from sisa_ray.storage.staging import Staging
 from tests.storage.source_tables import data_config, make_job, people, write_parts
 
@@ -43,7 +43,9 @@ def test_a_large_part_makes_several_pieces(tmp_path: Path) -> None:
         )
         report = plan.stage(0)
     assert len(report.pieces) > 3
-    assert sum(p.num_records for p in report.pieces) == 400
+    pieces, tally = plan.checked([report])
+    done = plan.finished([ref for g in range(len(plan.groups)) for ref in plan.store_group(g, pieces)], tally)
+    assert done == ingest_direct(job)
 
 
 def test_a_task_done_twice_leaves_one_copy(tmp_path: Path) -> None:

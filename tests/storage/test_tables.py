@@ -154,6 +154,45 @@ def test_the_digest_does_not_see_what_lies_below_nulls() -> None:
         assert content_digest(one_role(other_row), KEY) != content_digest(one_role(one), KEY)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["ab", "c"], ["a", "bc"]),
+        ([b"ab", b""], [b"", b"ab"]),
+        ([[1], [2, 3]], [[1, 2], [3]]),
+        ([[], [1]], [[1], []]),
+        ([["a"], ["b", ""]], [["a", "b"], [""]]),
+        ([None, ""], ["", None]),
+        ([None, [1]], [[1], None]),
+        ([[None]], [None]),
+        ([{"a": None}], [None]),
+        ([[], None], [None, []]),
+    ],
+)
+def test_contents_that_only_differ_in_where_they_are_cut_differ(one: list[Any], other: list[Any]) -> None:
+    kind = pa.array([*one, *other]).type
+    first, second = (one_role(pa.array(cells, kind)) for cells in (one, other))
+    assert content_digest(first, KEY) != content_digest(second, KEY)
+
+
+def test_a_part_of_a_table_is_taken_from_its_own_place() -> None:
+    table = small_table(9).drop_columns(["subject_id"])
+    columns = {
+        "flag": pa.array([i % 2 == 0 for i in range(9)]),
+        "fixed": pa.array([bytes([i]) * 2 for i in range(9)], pa.binary(2)),
+        "text": pa.array([str(i) * i for i in range(9)]),
+        "lists": pa.array([[i] * (i % 3) for i in range(9)]),
+        "structs": pa.array([{"a": i, "b": str(i)} for i in range(9)]),
+        "nested": pa.array([[[i, i + 1]] * 2 for i in range(9)], pa.list_(pa.list_(pa.int16(), 2), 2)),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    part, copy = table.slice(4, 3), pa.Table.from_pylist(table.to_pylist()[4:7], schema=table.schema)
+    assert content_digest(part, KEY) == content_digest(copy, KEY)
+    assert write_slice(part) == write_slice(copy)
+    assert read_slice(write_slice(part)) == copy
+
+
 def test_zeros_of_different_sign_differ() -> None:
     for kind in (pa.float16(), pa.float32(), pa.float64()):
         plus, minus = (one_role(pa.array([np.float16(z)]).cast(kind)) for z in (0.0, -0.0))
@@ -216,14 +255,18 @@ def test_an_empty_slice_has_buckets_of_no_rows() -> None:
     assert [file.bucket_num_rows(b) for b in range(file.num_buckets)] == [0, 0, 0]
 
 
-def test_a_bucket_may_be_larger_than_a_row_group_of_parquet() -> None:
-    num_rows = 2**20 + 5
-    table = pa.table(
-        {"record_id": pa.array(np.arange(num_rows)).cast(pa.string()), "label": np.arange(num_rows)}
-    )
-    file = SliceFile(io.BytesIO(write_slice(table)))
-    assert file.bucket_num_rows(0) == num_rows
-    assert file.read_bucket(0).num_rows == num_rows
+def test_a_bucket_may_be_cut_into_row_groups() -> None:
+    table = small_table()
+    data = write_slice(table, num_buckets=3)
+    stored = pq.ParquetFile(io.BytesIO(data))
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, stored.schema_arrow) as writer:
+        for group in range(stored.num_row_groups):
+            writer.write_table(stored.read_row_group(group), row_group_size=17)
+    one, other = SliceFile(io.BytesIO(data)), SliceFile(sink)
+    assert pq.ParquetFile(sink).num_row_groups > 12
+    for bucket in range(3):
+        assert one.read_bucket(bucket) == other.read_bucket(bucket)
 
 
 def test_a_slice_keeps_nothing_but_its_rows() -> None:

@@ -28,7 +28,8 @@ class ScriptedS3:
         self.requests: list[str] = []
         self.knows_conditions = knows_conditions
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        handler = type("Handler", (_Handler,), {"scripted": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
 
     @property
@@ -48,60 +49,54 @@ class ScriptedS3:
             thread.join()
             self._server.server_close()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        scripted = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    scripted: ScriptedS3
 
-            def do_PUT(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                fault = self._next_fault()
-                if fault in _ERRORS:
-                    self._refuse(*_ERRORS[fault])
-                    return
-                with scripted.lock:
-                    conditional = scripted.knows_conditions and self.headers.get("If-None-Match") == "*"
-                    if conditional and self.path in scripted.objects:
-                        self._refuse(412, "PreconditionFailed", "The object is there.")
-                        return
-                    scripted.objects[self.path] = body
-                if fault == "lost answer":
-                    self.close_connection = True
-                    return
-                self._answer(200, b"", ETag='"0"')
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        fault = self._next_fault()
+        if fault in _ERRORS:
+            self._refuse(*_ERRORS[fault])
+            return
+        with self.scripted.lock:
+            conditional = self.scripted.knows_conditions and self.headers.get("If-None-Match") == "*"
+            if conditional and self.path in self.scripted.objects:
+                self._refuse(412, "PreconditionFailed", "The object is there.")
+                return
+            self.scripted.objects[self.path] = body
+        if fault == "lost answer":
+            self.close_connection = True
+            return
+        self._answer(200, b"")
 
-            def do_GET(self) -> None:
-                fault = self._next_fault()
-                body = scripted.objects.get(self.path)
-                if fault in _ERRORS:
-                    self._refuse(*_ERRORS[fault])
-                elif body is None:
-                    self._refuse(404, "NoSuchKey", "The object is not there.")
-                elif fault == "cut body":
-                    self._answer(200, body, cut=True)
-                else:
-                    self._answer(200, body)
+    def do_GET(self) -> None:
+        fault = self._next_fault()
+        body = self.scripted.objects.get(self.path)
+        if fault in _ERRORS:
+            self._refuse(*_ERRORS[fault])
+        elif body is None:
+            self._refuse(404, "NoSuchKey", "The object is not there.")
+        else:
+            self._answer(200, body, cut=fault == "cut body")
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base
-                pass
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base
+        pass
 
-            def _next_fault(self) -> str:
-                with scripted.lock:
-                    scripted.requests.append(f"{self.command} {self.path}")
-                    return scripted.faults.pop(0) if scripted.faults else ""
+    def _next_fault(self) -> str:
+        with self.scripted.lock:
+            self.scripted.requests.append(f"{self.command} {self.path}")
+            return self.scripted.faults.pop(0) if self.scripted.faults else ""
 
-            def _refuse(self, status: int, code: str, message: str) -> None:
-                error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-                self._answer(status, error.encode())
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+        self._answer(status, error.encode())
 
-            def _answer(self, status: int, body: bytes, *, cut: bool = False, **headers: str) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-                self.close_connection = self.close_connection or cut
-
-        return Handler
+    def _answer(self, status: int, body: bytes, *, cut: bool = False) -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"0"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = self.close_connection or cut
