@@ -50,7 +50,7 @@ def activate(sources: Mapping[str, SourceFile], namespaces: Mapping[str, tuple[s
     stale = False
     for name, source in sources.items():
         loaded = sys.modules.get(name)
-        if loaded is None or _runs(loaded, source) or _is_untouched(loaded, source):
+        if loaded is None or not _is_stale(loaded, source):
             continue
         origin = getattr(loaded, "__file__", None)
         if origin is None or is_installed(origin) or name.partition(".")[0] in STANDARD_MODULES:
@@ -61,8 +61,13 @@ def activate(sources: Mapping[str, SourceFile], namespaces: Mapping[str, tuple[s
         stale = True
     if stale:
         own = tuple(f"{name}." for name in (*sources, *namespaces))
-        for name in [n for n in sys.modules if f"{n}.".startswith(own)]:
-            del sys.modules[name]
+        for name, module in list(sys.modules.items()):
+            # What the program imported by itself, and is no part of the recipe, is not ours to drop.
+            if not f"{name}.".startswith(own):
+                continue
+            ours = isinstance(getattr(getattr(module, "__spec__", None), "loader", None), _BytesLoader)
+            if ours or _is_stale(module, sources.get(name)):
+                del sys.modules[name]
     FINDER.sources.update(sources)
     FINDER.namespaces.update(namespaces)
     if FINDER not in sys.meta_path:
@@ -102,6 +107,10 @@ def _is_untouched(module: ModuleType, source: SourceFile) -> bool:
         return path is not None and Path(path).samefile(source.path) and Path(path).stat().st_mtime < _BORN
     except OSError:
         return False
+
+
+def _is_stale(module: ModuleType, source: SourceFile | None) -> bool:
+    return source is not None and not _runs(module, source) and not _is_untouched(module, source)
 
 
 def _runs(module: ModuleType, source: SourceFile) -> bool:

@@ -203,6 +203,8 @@ class LocalStore:
 
     def _mapped(self, path: str, error: OSError) -> Exception:
         name = f"{self._root}/{path}"
+        if isinstance(error, FileExistsError):  # a directory that another process made and pruned meanwhile
+            return Transient(str(error))
         if error.errno in _FULL:
             return StorageFull(f"{name}: no space is left; free some and run the same command again")
         if error.errno in _DENIED:

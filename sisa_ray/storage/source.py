@@ -92,11 +92,6 @@ class Source:
         """Estimated size in memory of the columns in use."""
         return sum(f.num_bytes for f in self.fragments)
 
-    @property
-    def missing_roles(self) -> tuple[str, ...]:
-        """Roles that a table for prediction has no columns for."""
-        return tuple(role for role in self.data.columns if role not in self.roles)
-
     def where(self, row: int) -> str:
         """How messages write a row: its number, and with several files also the file and the row in there."""
         files = [f.file for f in self.fragments]
@@ -219,7 +214,8 @@ def open_source(data: DataConfig, url: str | None = None, *, for_training: bool 
     Args:
         data: names the columns.
         url: the table; default: ``data.train``.
-        for_training: whether all columns must be there. For prediction, those that are there are used.
+        for_training: whether all columns must be there. For prediction those that are there are used, each
+            role whole and at least one, without the subjects.
 
     Raises:
         DataError: nothing matches, no Parquet, empty, columns missing or of unfit types, files that disagree.
@@ -232,7 +228,8 @@ def open_source(data: DataConfig, url: str | None = None, *, for_training: bool 
     _check_names(url, data, schema, for_training=for_training)
     has = set(schema.names)
     roles = tuple(role for role in data.columns if all(n in has for n in _names(data, role)))
-    used = {n for role in roles for n in _names(data, role)} | ({data.record_id, data.subject_id} & has)
+    subject_id = data.subject_id if for_training and data.subject_id != data.record_id else None
+    used = {n for role in roles for n in _names(data, role)} | (has & {data.record_id, subject_id or ""})
     for file, (other, _) in zip(files[1:], footers[1:], strict=True):
         _check_agreement(used, files[0], schema, file, other)
     fragments = []
@@ -256,7 +253,7 @@ def open_source(data: DataConfig, url: str | None = None, *, for_training: bool 
         url=url,
         data=data,
         record_id=data.record_id if data.record_id in has else None,
-        subject_id=data.subject_id if data.subject_id in has and data.subject_id != data.record_id else None,
+        subject_id=subject_id,
         roles=roles,
         role_schema=pa.schema([pa.field(role, _role_type(url, data, role, schema)) for role in roles]),
         fragments=tuple(fragments),
@@ -274,17 +271,23 @@ def _names(data: DataConfig, role: str) -> tuple[str, ...]:
 
 
 def _check_names(url: str, data: DataConfig, schema: pa.Schema, *, for_training: bool) -> None:
-    keys = [("record_id", data.record_id), ("subject_id", data.subject_id)]
-    wanted = keys + [(f"columns.{role}", name) for role in data.columns for name in _names(data, role)]
+    keys = [("record_id", data.record_id)]
+    if for_training and data.subject_id != data.record_id:
+        keys.append(("subject_id", data.subject_id))
+    of_roles = [(f"columns.{role}", name) for role in data.columns for name in _names(data, role)]
+    optional: set[str] = set()
+    if not for_training:
+        present = {key for key, name in of_roles if name in schema.names}
+        optional = {"record_id", *(key for key, _ in of_roles if present and key not in present)}
     faults = []
-    for key, name in dict.fromkeys(wanted):
+    for key, name in [*keys, *of_roles]:
         count = len(schema.get_all_field_indices(name))
         if count > 1:
             faults.append(f"  data.{key}: the table has {count} columns {name!r}; rename them")
-        elif not count and for_training and not (key == "subject_id" and name == data.record_id):
+        elif not count and key not in optional:
             near = suggestion(name, schema.names) or f"; it has {_listed(schema.names)}"
             faults.append(f"  data.{key}: the table has no column {name!r}{near}")
-    for key, name in keys if for_training else ():
+    for key, name in keys:
         index = schema.get_field_index(name)
         if index >= 0 and not is_key_type(kind := schema.field(index).type):
             faults.append(

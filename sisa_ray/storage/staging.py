@@ -41,7 +41,7 @@ from sisa_ray.storage.tables import RECORD_ID, gather
 _PLACE = "place"
 _NUM_READERS = 8
 _NUM_FENCES = 256
-_DUPLICATES_BYTES = 256 * 2**20
+_DUPLICATES_BYTES = 64 * 2**20
 
 
 class Piece(BaseModel):
@@ -215,7 +215,7 @@ class Staging:
 
         Works through the range of the hashes in steps, so that the memory it takes is bounded.
         """
-        num_steps = max(1, 16 * sum(p.num_records for p in pieces) // _DUPLICATES_BYTES)
+        num_steps = 1 + 16 * sum(p.num_records for p in pieces) // _DUPLICATES_BYTES
         edges = np.linspace(0, _NUM_FENCES, min(_NUM_FENCES, num_steps) + 1).astype(int).tolist()
         found: list[int] = []
         for low, high in pairwise(edges):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -28,13 +29,12 @@ def objects(job: IngestJob) -> dict[str, bytes]:
     return {info.path: job.store.get(info.path) for info in job.store.list("", all_versions=True)}
 
 
-def test_ray_ends_in_the_same_bytes_as_one_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ray_ends_in_the_same_bytes_as_one_process(tmp_path: Path) -> None:
     table = people(2000)
     config = data_config(write_parts(tmp_path / "table", table, num_files=3, row_group_size=300))
     settings = {"order_buckets": 2, "suppressed": frozenset(tags(KEY, ["p3", "p600"]))}
     direct, parallel = (make_job(config, tmp_path / name, **settings) for name in ("direct", "ray"))
     told: list[int] = []
-    capfd.readouterr()
     done = ingest_with_ray(parallel, piece_bytes=20_000, on_progress=told.append)
     assert done == ingest_direct(direct)
     assert objects(parallel) == objects(direct)
@@ -42,8 +42,17 @@ def test_ray_ends_in_the_same_bytes_as_one_process(tmp_path: Path, capfd: pytest
     assert len(told) > 2
     assert told == sorted(told)
     assert told[-1] == 2000
-    output = capfd.readouterr()
-    assert (output.out, output.err) == ("", "")  # the terminal belongs to our own display
+
+
+def test_the_terminal_belongs_to_our_own_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = next(h for h in logging.getLogger("ray.data").handlers if h.name == "console")
+    shown: list[logging.LogRecord] = []
+    monkeypatch.setattr(console, "emit", shown.append)
+    level = console.level
+    config = data_config(write_parts(tmp_path / "table", people(300)))
+    ingest_with_ray(make_job(config, tmp_path / "store"), piece_bytes=5000)
+    assert shown == []
+    assert console.level == level
 
 
 def test_chosen_shards_alone(tmp_path: Path) -> None:

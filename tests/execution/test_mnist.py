@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial

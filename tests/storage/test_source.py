@@ -223,7 +223,6 @@ def test_a_table_for_prediction_may_lack_labels_and_ids(tmp_path: Path) -> None:
     directory = write_parts(tmp_path, people(9).drop_columns(["label", "id", "person"]))
     source = open_source(data_config("elsewhere.parquet"), str(directory), for_training=False)
     assert source.roles == ("features", "word", "x")
-    assert source.missing_roles == ("label",)
     batches = list(source.batches(4))
     assert sum(b.num_rows for b in batches) == 9
     assert max(b.num_rows for b in batches) == 4
@@ -241,6 +240,40 @@ def test_a_table_for_prediction_is_checked_by_row(tmp_path: Path, cell: float | 
     )
     with pytest.raises(DataError, match=match):
         list(source.batches(4))
+
+
+@pytest.mark.parametrize(
+    ("dropped", "match"),
+    [
+        (
+            ["b"],
+            r"fit the configuration:\n  data\.columns\.features: the table has no column 'b'; it has [^\n]*$",
+        ),
+        (
+            ["a", "b", "c", "x", "word", "label"],
+            r"(?s)columns\.features: .*columns\.label: .*columns\.word: .*columns\.x: ",
+        ),
+    ],
+)
+def test_a_table_for_prediction_has_whole_roles_and_at_least_one(
+    tmp_path: Path, dropped: list[str], match: str
+) -> None:
+    directory = write_parts(tmp_path, people(9).drop_columns(dropped))
+    with pytest.raises(DataError, match=match):
+        open_source(data_config("elsewhere.parquet"), str(directory), for_training=False)
+
+
+def test_subjects_do_not_matter_for_prediction(tmp_path: Path) -> None:
+    directory = write_parts(tmp_path, retyped("person", pa.float64())(people(9)))
+    batch = next(open_source(data_config("elsewhere.parquet"), str(directory), for_training=False).read())
+    assert batch.subjects is None
+    assert batch.record_ids is not None
+
+
+def test_record_ids_that_are_no_keys_are_refused_for_prediction_too(tmp_path: Path) -> None:
+    directory = write_parts(tmp_path, retyped("id", pa.float64())(people(9)))
+    with pytest.raises(DataError, match="record_id: column 'id' is of type double"):
+        open_source(data_config("elsewhere.parquet"), str(directory), for_training=False)
 
 
 @pytest.mark.s3

@@ -11,6 +11,7 @@ from sisa_ray.core.keys import UInt64Array
 from sisa_ray.core.partition import Layout
 from sisa_ray.storage import staging as staging_module
 from sisa_ray.storage.ingest import IngestJob, ingest_direct
+from sisa_ray.storage.objects import open_store
 from sisa_ray.storage.staging import Staging
 from tests.storage.source_tables import data_config, make_job, people, write_parts
 
@@ -89,3 +90,17 @@ def test_duplicates_are_found_in_steps(
     plan = Staging.plan(staged_job(tmp_path, pa.concat_tables([table, table.slice(1, 3)])), piece_bytes=1000)
     with pytest.raises(DataError, match=r"record id is not unique: rows 1, 2, 3, 60, 61 and 1 more$"):
         plan.checked([plan.stage(part) for part in range(len(plan.parts))])
+
+
+@pytest.mark.s3
+def test_staging_on_s3(tmp_path: Path, s3_bucket: str) -> None:
+    table = people(200)
+    data = data_config(write_parts(tmp_path / "table", table))
+    job = make_job(data, tmp_path / "local", store=open_store(f"s3://{s3_bucket}/run"))
+    plan = Staging.plan(job, piece_bytes=3000)
+    pieces, tally = plan.checked([plan.stage(part) for part in range(len(plan.parts))])
+    done = plan.finished([ref for g in range(len(plan.groups)) for ref in plan.store_group(g, pieces)], tally)
+    plan.clear()
+    assert done == ingest_direct(make_job(data, tmp_path / "local"))
+    stored = {info.path for info in job.store.list("", all_versions=True)}
+    assert stored == {ref.path for ref in done.slices if ref.path is not None}

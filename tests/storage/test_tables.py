@@ -164,9 +164,9 @@ def test_the_digest_does_not_see_what_lies_below_nulls() -> None:
         ([["a"], ["b", ""]], [["a", "b"], [""]]),
         ([None, ""], ["", None]),
         ([None, [1]], [[1], None]),
-        ([[None]], [None]),
-        ([{"a": None}], [None]),
-        ([[], None], [None, []]),
+        ([[None], [1]], [None, [1]]),
+        ([{"a": None}, {"a": 1}], [None, {"a": 1}]),
+        ([[], None, [1]], [None, [], [1]]),
     ],
 )
 def test_contents_that_only_differ_in_where_they_are_cut_differ(one: list[Any], other: list[Any]) -> None:
