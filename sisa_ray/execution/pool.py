@@ -51,7 +51,7 @@ class ShardPool:
         self._context = context
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
-        self._on_event = on_event
+        self.on_event = on_event
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, _Busy] = {}
@@ -219,7 +219,7 @@ class ShardPool:
         except _DEATHS as error:
             del self._busy[stream]
             self._count_death(shard, error)
-            self._on_event(Notice(text=f"shard {shard}: its actor died; going on from the last checkpoint"))
+            self.on_event(Notice(text=f"shard {shard}: its actor died; going on from the last checkpoint"))
             return replan(shard)
         except RayTaskError as error:
             del self._busy[stream]

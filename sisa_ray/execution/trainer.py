@@ -15,6 +15,7 @@ from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.predict import predict
 from sisa_ray.execution.results import PredictResult, StatusResult, TrainResult, UnlearnResult, VerifyResult
 from sisa_ray.execution.verify import verify
+from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage.run import Run
 
 
@@ -50,6 +51,9 @@ def _constituents(run: Run) -> tuple[ray.train.Checkpoint, ...]:
 class SisaTrainer:
     """Train, unlearn, verify and predict with one run.
 
+    Every call starts shard actors and releases them. In a ``with`` block they stay from call to call, with their
+    slots and GPUs, which saves their start, until the block is left or a call fails.
+
     >>> trainer = SisaTrainer(SisaConfig.from_yaml("mnist.yaml"))  # doctest: +SKIP
     >>> trainer.fit().metrics["accuracy"]  # doctest: +SKIP
     0.9461
@@ -58,10 +62,24 @@ class SisaTrainer:
     def __init__(self, config: Target, *, on_event: OnEvent = ignore) -> None:
         self._target = config
         self._on_event = on_event
+        self._workers: Workers | None = None
+
+    def __enter__(self) -> SisaTrainer:
+        self._workers = Workers()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._workers is not None:
+            self._workers.release()
+            self._workers = None
+
+    @property
+    def _new_workers(self) -> NewWorkers:
+        return Workers if self._workers is None else self._workers.kept
 
     def fit(self) -> TrainedEnsemble:
         """Ingest and train what is missing; publish the ensemble."""
-        result = commands.train(self._target, on_event=self._on_event)
+        result = commands.train(self._target, on_event=self._on_event, new_workers=self._new_workers)
         metrics: dict[str, float] = {
             "record_visits": float(result.record_visits),
             "num_records": float(result.num_records),
@@ -76,15 +94,30 @@ class SisaTrainer:
 
     def unlearn(self, subjects: Sequence[str]) -> UnlearnResult:
         """Forget subjects, named by their canonical keys."""
-        return commands.unlearn(self._target, subjects, on_event=self._on_event)
+        return commands.unlearn(
+            self._target, subjects, on_event=self._on_event, new_workers=self._new_workers
+        )
 
     def verify(self, *, shards: Sequence[int] | None = None, sample: int | None = None) -> VerifyResult:
         """Train from scratch without everybody forgotten, and compare the bits."""
-        return verify(self._target, shards=shards, sample=sample, on_event=self._on_event)
+        return verify(
+            self._target,
+            shards=shards,
+            sample=sample,
+            on_event=self._on_event,
+            new_workers=self._new_workers,
+        )
 
     def predict(self, table: str, *, out: str, rule: str | None = None) -> PredictResult:
         """Write the ensemble's answers for a Parquet table."""
-        return predict(self._target, table, out=out, rule=rule, on_event=self._on_event)
+        return predict(
+            self._target,
+            table,
+            out=out,
+            rule=rule,
+            on_event=self._on_event,
+            new_workers=self._new_workers,
+        )
 
     def status(self) -> StatusResult:
         """The run at a glance."""

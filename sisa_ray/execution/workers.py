@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import ray
 
@@ -21,27 +22,44 @@ def ensure_ray() -> None:
 
 
 class Workers:
-    """Shard actors for one command. As a context manager: leaving it releases them."""
+    """Shard actors for one command, or for several. As a context manager: leaving it releases them."""
 
     def __init__(self) -> None:
         self._pool: ShardPool | None = None
+        self._spec: Spec | None = None
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """End the actors; the next call of :meth:`pool` starts others."""
         if self._pool is not None:
             self._pool.release()
             self._pool = None
+
+    @contextmanager
+    def kept(self) -> Iterator[Workers]:
+        """These workers for one command of several: the actors stay, unless the command fails."""
+        try:
+            yield self
+        except BaseException:
+            self.release()
+            raise
 
     def join_ray(self) -> None:
         """Have Ray, for work that needs no shard actors."""
         ensure_ray()
 
     def pool(self, spec: Spec, on_event: OnEvent) -> ShardPool:
-        """The pool for runs of ``spec``; made, and Ray joined, at the first call."""
+        """The pool for runs of ``spec``; made, and Ray joined, at the first call and with every other spec."""
+        if self._pool is not None and self._spec != spec:
+            self.release()
         if self._pool is None:
             ensure_ray()
+            self._spec = spec
             config = spec.config
             gpus = config.resources.gpus_per_shard
             if gpus == "auto":
@@ -50,8 +68,9 @@ class Workers:
             self._pool = ShardPool(
                 context, num_cpus=config.resources.cpus_per_shard, num_gpus=gpus, on_event=on_event
             )
+        self._pool.on_event = on_event
         return self._pool
 
 
-NewWorkers = Callable[[], Workers]
+NewWorkers = Callable[[], AbstractContextManager[Workers]]
 """How a command gets its shard actors; tests run them in their own process."""

@@ -34,7 +34,7 @@ data:
   columns: {{features: pixels, label: label}}
 recipe:
   class: sisa_ray.recipes.MLPClassifier
-  args: {{hidden: [128], num_classes: 10, lr: 0.001, batch_size: 64, scale: 255, mean: 0.1307, std: 0.3081}}
+  args: {{hidden: [128], num_classes: 10, lr: 0.001, batch_size: 64, scale: 255}}
 sisa: {{num_shards: 20, num_slices: 10, epochs: 15, schedule: equal, seed: 0}}
 resources: {{gpus_per_shard: auto, cpus_per_shard: 1}}
 """
