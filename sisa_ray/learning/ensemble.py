@@ -67,7 +67,8 @@ def predict_constituent(
     """What one constituent says about each row of ``table`` (role columns; labels are not looked at).
 
     Every forward pass has exactly ``arithmetic.predict_batch_size`` rows, the last one padded, so that an
-    answer's bits depend neither on the other rows asked about nor on how many there are.
+    answer's bits depend neither on the other rows asked about nor on how many there are. They may depend on the
+    row's place in its pass: vectorised kernels round the last few elements of a tensor in their own way.
 
     Returns:
         Probabilities ``(N, C)``, or values ``(N,)`` or ``(N, D)``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -54,16 +55,31 @@ def images_to_tensor(array: pa.Array, *, channels: int, size: tuple[int, int] | 
         channels: 1 (grey) or 3 (RGB).
         size: (height, width) that images are resized to; None: all must have the size of the first.
     """
-    mode = {1: "L", 3: "RGB"}[channels]
     decoded = []
     for row, data in enumerate(array):
-        try:
-            with Image.open(io.BytesIO(data.as_py())) as image:
-                picture = image.convert(mode)
-        except OSError:
-            raise RecipeError(f"features: row {row} of a batch is no image that can be decoded") from None
+        picture = _decoded(data.as_py(), channels)
+        if picture is None:
+            raise RecipeError(f"features: row {row} of a batch is no image that can be decoded")
         if size is not None and picture.size != (size[1], size[0]):
             picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture, dtype=np.uint8)
         decoded.append(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
     return torch.from_numpy(np.stack(decoded))
+
+
+def undecodable(array: pa.Array) -> Iterator[int]:
+    """Rows of a binary column that hold no image."""
+    return (row for row, data in enumerate(array) if _decoded(data.as_py(), 3) is None)
+
+
+def _decoded(data: bytes, channels: int) -> Image.Image | None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert({1: "L", 3: "RGB"}[channels])
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ):  # what Pillow says of broken files
+        return None

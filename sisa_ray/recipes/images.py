@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sisa_ray.core.errors import RecipeError
 from sisa_ray.learning.recipe import Batch
 from sisa_ray.recipes.base import Classifier, decode_label
-from sisa_ray.recipes.columns import images_to_tensor, row_shape, to_tensor
+from sisa_ray.recipes.columns import images_to_tensor, row_shape, to_tensor, undecodable
 
 PixelLayout = Literal["chw", "hwc"]
 
@@ -95,6 +95,13 @@ class ImageClassifier(Classifier):
         if features.dtype == torch.float64:
             features = features.float()
         return {"features": features, **decode_label(columns)}
+
+    def problems(self, columns: Mapping[str, pa.Array]) -> Iterator[tuple[int, str]]:
+        """Labels out of range, and images that cannot be decoded."""
+        yield from super().problems(columns)
+        if pa.types.is_binary(columns["features"].type):
+            for row in undecodable(columns["features"]):
+                yield row, "features is no image that can be decoded"
 
     def augment(self, batch: Batch) -> Batch:
         """Random shifts and mirrorings, drawn from torch's global generator."""

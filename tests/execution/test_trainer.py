@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 from safetensors.torch import load_file
 
 from sisa_ray import SisaTrainer
-from sisa_ray.core.errors import ExecutionError
+from sisa_ray.core.errors import DataError, ExecutionError
 from sisa_ray.core.keys import file_digest
 from sisa_ray.execution import commands
 from sisa_ray.execution.logs import log_file
@@ -53,6 +56,42 @@ def test_more_shards_than_slots_train_forget_and_verify(tmp_path: Path) -> None:
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
+
+
+def test_in_a_with_block_shard_actors_stay_until_a_call_fails(tmp_path: Path) -> None:
+    table = make_table(120)
+    config = make_config(tmp_path, table, name="kept")
+    with SisaTrainer(config) as trainer:
+        trainer.fit()
+        first = _shard_actors()
+        trainer.unlearn(["p1", "p2"])
+        assert _shard_actors() == first != set()
+        with pytest.raises(DataError):
+            trainer.predict(str(tmp_path / "none.parquet"), out=str(tmp_path / "out.parquet"))
+        trainer.unlearn(["p3"])
+        again = _shard_actors()
+        assert again
+    assert trainer.verify().bit_identical
+    # Actors that trained before leave no trace in what they train next.
+    left = table.filter(pc.invert(pc.is_in(table["person"], pa.array(["p1", "p2", "p3"]))))
+    oracle = make_config(tmp_path / "oracle", left)
+    commands.train(oracle, new_workers=InlineWorkers)
+    bits = [{p: r.file_digest for p, r in existing_run(c).state.stages.items()} for c in (config, oracle)]
+    assert bits[0] == bits[1]
+    deadline = time.monotonic() + 30
+    while _shard_actors() & (first | again) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _shard_actors() & (first | again)
+
+
+def _shard_actors() -> set[str]:
+    """Processes of shard actors on this machine."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if status.read_bytes().startswith(b"ray::ShardActor"):
+                found.add(status.parent.name)
+    return found
 
 
 def test_a_shard_that_no_node_can_hold_is_refused(tmp_path: Path) -> None:
