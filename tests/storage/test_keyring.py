@@ -135,7 +135,8 @@ def test_a_keyring_inside_the_storage_is_refused(tmp_path: Path, monkeypatch: py
 
 def test_a_keyring_beside_the_storage_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(keyring.VARIABLE, str(tmp_path / "storage-keys"))
-    keyring.create(storage_path=str(tmp_path / "storage"))
+    secret = keyring.create(storage_path=str(tmp_path / "storage"))
+    assert [f.name for f in (tmp_path / "storage-keys").iterdir()] == [f"{secret.secret_id}.json"]
 
 
 def test_a_secret_is_durable_before_it_is_used(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
