@@ -38,6 +38,7 @@ BESIDE = {"recipes": "learning"}
 """Packages that are part of another layer."""
 
 LOWEST_LAYER = {
+    "cryptography": "core",
     "numpy": "core",
     "pydantic": "core",
     "pydantic_core": "core",

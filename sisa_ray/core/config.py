@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from sisa_ray.core.clocks import Basis
 from sisa_ray.core.documents import load_yaml
 from sisa_ray.core.errors import ConfigError
 from sisa_ray.core.fields import (
@@ -37,6 +38,7 @@ _LARGEST = 10**4000
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 LoaderMode = Literal["auto", "resident", "streaming"]
+Batching = Literal["at_once", "size", "window", "deadline"]
 Aggregation = Literal["auto", "majority", "mean", "median", "size_weighted"]
 
 
@@ -137,6 +139,18 @@ class ResourcesConfig(Section):
     ingest_in_memory_bytes: ByteSize = 2**30
 
 
+class UnlearningConfig(Section):
+    """When requests are carried out, and by which legal clock. Circumstances: never part of a key."""
+
+    batching: Annotated[Batching, one_of(Batching)] = "at_once"
+    batch_size: Annotated[int, whole_number(1, 1_000_000)] = 10
+    window_s: PositiveNumber = 3600.0
+    safety_margin_s: PositiveNumber = 86_400.0
+    min_subjects: Annotated[int, whole_number(1, 1_000_000)] = 1
+    basis: Annotated[Basis, one_of(Basis)] = "gdpr"
+    custom_days: Annotated[int, whole_number(1, 3650)] = 30
+
+
 class SisaConfig(Section):
     """Everything about one run. See ``docs/configuration.md`` for every field."""
 
@@ -147,6 +161,7 @@ class SisaConfig(Section):
     sisa: SisaSection
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    unlearning: UnlearningConfig = UnlearningConfig()
     aggregation: Annotated[Aggregation, one_of(Aggregation)] = "auto"
     keep_checkpoints: KeepField = "all"
     partial_checkpoint_every_s: PositiveNumber = 60.0

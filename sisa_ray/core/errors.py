@@ -43,8 +43,18 @@ class RunNotFound(SisaError):
     """There is no run at that address."""
 
 
+class RunBehind(SisaError):
+    """The run was restored from before people asked to be forgotten whom its mirror knows."""
+
+
 class CommitFailed(SisaError):
     """Another process won the log entry: this one is fenced and must stop."""
+
+    exit_code = 5
+
+
+class StateMoved(SisaError):
+    """A commit of this very process, thought lost, had been applied: decide anew."""
 
     exit_code = 5
 
@@ -97,3 +107,9 @@ class ExecutionError(SisaError):
     """A shard could not be trained: the cause is in the message."""
 
     exit_code = 6
+
+
+class CertificateInvalid(SisaError):
+    """A certificate or receipt does not hold: a verdict about the file, as ``verify`` has one about bits."""
+
+    exit_code = 1

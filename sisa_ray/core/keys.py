@@ -130,6 +130,10 @@ class Secret:
         """Keyed hashes (hex) of canonical subject keys: how a person is named in the log."""
         return tags(self.tag_key, subjects)
 
+    def key_hash(self, idempotency_key: str) -> str:
+        """Keyed hash (hex) of an idempotency key: callers may put anything in it."""
+        return hmac.digest(self.derive("idempotency/1"), idempotency_key.encode(), "sha256").hex()
+
     @property
     def tag_key(self) -> bytes:
         """Key of the tags."""

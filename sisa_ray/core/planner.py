@@ -1,7 +1,7 @@
-"""What a run should be and what is missing: state in, decisions out.
+"""What a run should be, what of that is missing, and what nothing names any more.
 
 Training is building what is missing; unlearning changes slices and builds what is missing; crash recovery
-builds what is missing. One function, :func:`decide`, says what comes next.
+builds what is missing. :func:`sisa_ray.core.step.step` says what comes next.
 """
 
 from __future__ import annotations
@@ -42,50 +42,6 @@ class ShardPlan:
         return sum(s.num_steps for s in self.stages)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanBatch:
-    """Find out what the open requests touch."""
-
-    requests: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewriteSlices:
-    """Write the affected slices without the subjects of the batch."""
-
-    batch: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildStages:
-    """Train what is missing."""
-
-    shards: tuple[ShardPlan, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Publish:
-    """Publish the constituents as the next generation."""
-
-    generation: int
-    keys: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Purge:
-    """Delete what nothing names any more, and verify that it is gone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CloseBatch:
-    """Everything a batch promised is done."""
-
-    batch: str
-
-
-Decision = PlanBatch | RewriteSlices | BuildStages | Publish | Purge | CloseBatch
-
-
 class Lineage:
     """The wanted stage keys and steps of every shard, as the slices of ``state`` have them now."""
 
@@ -124,33 +80,6 @@ class Lineage:
             if ref is not None and ref.path is not None and self.is_clean(ref):
                 return ref
         return None
-
-
-def decide(spec: Spec, state: RunState, *, train: bool) -> Decision | None:
-    """What to do next, or None when the run is as it should be.
-
-    ``train`` asks for a complete ensemble; without it stages are built only if a generation was published.
-    """
-    # Batches planned before a crash come first, so that a new plan counts what is left after them.
-    for batch in state.batches.values():
-        if not batch.rewritten:
-            return RewriteSlices(batch=batch.plan.batch)
-    waiting = tuple(r.request for r in state.requests.values() if r.batch is None)
-    if waiting:
-        return PlanBatch(requests=waiting)
-    if state.ingested is not None and (train or state.generation):
-        lineage = Lineage(spec, state)
-        shards = missing_stages(spec, state, lineage)
-        if shards:
-            return BuildStages(shards=shards)
-        keys = tuple(lineage.keys(k)[-1] for k in range(spec.config.sisa.num_shards))
-        if keys != state.published_keys:
-            return Publish(generation=state.generation + 1, keys=keys)
-    if state.purge_due or _holds_unkept(spec, state):
-        return Purge()
-    for batch in state.batches.values():
-        return CloseBatch(batch=batch.plan.batch)
-    return None
 
 
 def wanted_checkpoints(spec: Spec, state: RunState) -> set[int]:
@@ -221,6 +150,23 @@ def rebuild_visits(spec: Spec, state: RunState, affected: Iterable[Place]) -> in
     )
 
 
+def predicted_rebuild_s(spec: Spec, state: RunState, *, num_subjects: int, num_slots: int) -> float:
+    """Seconds that forgetting so many people may take, from the run's own stage times.
+
+    An upper bound: each in a shard of their own, which is rebuilt from its first slice, ``num_slots`` at a time.
+    Zero for a run that has trained nothing.
+    """
+    num_steps = sum(ref.num_steps for ref in state.stages.values())
+    if not num_steps:
+        return 0.0
+    per_step = sum(ref.seconds for ref in state.stages.values()) / num_steps
+    lineage = Lineage(spec, state)
+    num_shards = spec.config.sisa.num_shards
+    longest = max(sum(lineage.steps(shard)) for shard in range(num_shards))
+    waves = -(-min(num_shards, num_subjects) // max(1, num_slots))
+    return waves * longest * per_step
+
+
 def full_retrain_visits(spec: Spec, state: RunState) -> int:
     """Record-visits of training every shard from scratch on the slices as they are now."""
     if state.ingested is None:
@@ -238,15 +184,13 @@ def named_paths(spec: Spec, state: RunState) -> set[str]:
     for ref in state.stages.values():
         if ref.path and ref.stage in kept and lineage.is_clean(ref):
             named.add(ref.path)
-    for request in state.requests.values():
-        batch = state.batches.get(request.batch or "")
-        # Once the slices are rewritten nobody needs to know who asked.
-        if batch is None or not batch.rewritten:
-            named.add(request.payload)
+    # Once the slices are rewritten nobody needs to know who asked.
+    named.update(path for path in state.payloads if state.needed_in(path))
+    named.update(state.opened_payloads)
     return named
 
 
-def _holds_unkept(spec: Spec, state: RunState) -> bool:
+def holds_unkept(spec: Spec, state: RunState) -> bool:
     """Whether a checkpoint exists that is not kept any more: the configuration may now ask for fewer."""
     named = named_paths(spec, state)
     return any(ref.path is not None and ref.path not in named for ref in state.stages.values())

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+
+from sisa_ray.core.clocks import Basis, ExtensionReason
+from sisa_ray.core.protection import BucketProtection
+
+LOG_VERSION = 2
+"""Of the form of log entries and records."""
+
+Priority = Literal["normal", "urgent"]
+RejectionReason = Literal["identity-not-verified", "legal-obligation", "withdrawn"]
+LiftReason = Literal["consent-renewed", "entered-in-error"]
 
 
 class _Frozen(BaseModel):
@@ -40,11 +50,12 @@ class StageRef(_Frozen):
 
 
 class RunCreated(_Frozen):
-    """The first record: which spec and which secret the run is about."""
+    """The first record: which spec and which secret the run is about, and what its bucket does with the deleted."""
 
     type: Literal["run_created"] = "run_created"
     spec_digest: str
     secret_id: str
+    protection: BucketProtection
 
 
 class AttemptOpened(_Frozen):
@@ -80,13 +91,72 @@ class SelfChecked(_Frozen):
     platform: dict[str, str]
 
 
+class PayloadOpened(_Frozen):
+    """A process that does not hold the run is about to write this payload and commit the requests in it."""
+
+    type: Literal["payload_opened"] = "payload_opened"
+    path: str
+
+
 class RequestAccepted(_Frozen):
-    """Subjects to forget, durable from here on: the payload names them, the log has their tags."""
+    """Subjects to forget, durable from here on: the payload names them, the log has their tags.
+
+    ``key`` is the hash of the caller's idempotency key. An empty ``payload`` means that only tags are known:
+    a suppression replayed from the mirror.
+    """
 
     type: Literal["request_accepted"] = "request_accepted"
     request: str
     tags: tuple[str, ...]
     payload: str
+    received_at: AwareDatetime
+    due_at: AwareDatetime
+    basis: Basis
+    priority: Priority
+    key: str | None
+
+
+class RequestsFenced(_Frozen):
+    """From here on no answer comes from a model that knew the subjects of these requests."""
+
+    type: Literal["requests_fenced"] = "requests_fenced"
+    requests: tuple[str, ...]
+
+
+class RequestExtended(_Frozen):
+    """The legal clock of a request was extended, for a reason that the law knows."""
+
+    type: Literal["request_extended"] = "request_extended"
+    request: str
+    due_at: AwareDatetime
+    reason: ExtensionReason
+
+
+class RequestRejected(_Frozen):
+    """A request that is not carried out; whom only it named is suppressed no longer."""
+
+    type: Literal["request_rejected"] = "request_rejected"
+    request: str
+    reason: RejectionReason
+
+
+class PayloadRewritten(_Frozen):
+    """An object that names people, written again for those requests alone that still need it."""
+
+    type: Literal["payload_rewritten"] = "payload_rewritten"
+    before: str
+    path: str
+    requests: tuple[str, ...]
+
+
+class SuppressionLifted(_Frozen):
+    """Subjects who may be learned from again. ``signature`` (hex) is by the key that signs certificates."""
+
+    type: Literal["suppression_lifted"] = "suppression_lifted"
+    tags: tuple[str, ...]
+    reason: LiftReason
+    key_id: str
+    signature: str
 
 
 class BatchPlanned(_Frozen):
@@ -149,6 +219,14 @@ class Purged(_Frozen):
     num_bytes: int
 
 
+class PurgeFailed(_Frozen):
+    """Absence could not be verified. The batch stays open, and the deletion is tried again at ``retry_at``."""
+
+    type: Literal["purge_failed"] = "purge_failed"
+    problem: str
+    retry_at: AwareDatetime
+
+
 class BatchClosed(_Frozen):
     """A batch is done: rebuilt, published, purged, verified. Its requests are closed."""
 
@@ -158,6 +236,16 @@ class BatchClosed(_Frozen):
     record_visits: int
     full_retrain_record_visits: int
     objects_purged: int
+    bytes_purged: int
+
+
+class BatchCertified(_Frozen):
+    """The signed certificate of a closed batch."""
+
+    type: Literal["batch_certified"] = "batch_certified"
+    batch: str
+    path: str
+    digest: str
 
 
 class Verified(_Frozen):
@@ -175,7 +263,13 @@ Record = Annotated[
     | AttemptClosed
     | TableIngested
     | SelfChecked
+    | PayloadOpened
     | RequestAccepted
+    | RequestsFenced
+    | RequestExtended
+    | RequestRejected
+    | PayloadRewritten
+    | SuppressionLifted
     | BatchPlanned
     | SlicesRewritten
     | StageBuilt
@@ -183,10 +277,15 @@ Record = Annotated[
     | GenerationPublished
     | PurgePlanned
     | Purged
+    | PurgeFailed
     | BatchClosed
+    | BatchCertified
     | Verified,
     Field(discriminator="type"),
 ]
+
+FROM_OUTSIDE = (PayloadOpened, RequestAccepted)
+"""What a process may commit that has not taken the run."""
 
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
 

@@ -4,60 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
+    BatchCertified,
     BatchClosed,
     BatchPlanned,
     CheckpointLost,
     GenerationPublished,
+    PayloadOpened,
+    PayloadRewritten,
     Purged,
+    PurgeFailed,
     PurgePlanned,
     Record,
     RequestAccepted,
+    RequestExtended,
+    RequestRejected,
+    RequestsFenced,
     RunCreated,
     SelfChecked,
     SliceRef,
     SlicesRewritten,
     StageBuilt,
     StageRef,
+    SuppressionLifted,
     TableIngested,
     Verified,
+)
+from sisa_ray.core.requests import (
+    ClosedBatch,
+    EntryMark,
+    Evidence,
+    OpenBatch,
+    PurgeTrouble,
+    Request,
+    RequestState,
 )
 
 Place = tuple[int, int]
 """(shard, slice) or (shard, stage)."""
 
 
-@dataclass(kw_only=True)
-class OpenRequest:
-    """An accepted request that is not closed yet."""
-
-    request: str
-    tags: tuple[str, ...]
-    payload: str
-    batch: str | None = None
+def _by_place(refs: Any) -> Any:
+    """References as a snapshot has them, in a list, by what they name."""
+    if not isinstance(refs, list):
+        return refs
+    return {(ref["shard"], ref["slice"] if "slice" in ref else ref["stage"]): ref for ref in refs}
 
 
-@dataclass(kw_only=True)
-class OpenBatch:
-    """A planned batch that is not closed yet, with what its rebuild has cost so far."""
+_AS_LIST = BeforeValidator(_by_place), PlainSerializer(lambda refs: list(refs.values()))
+Slices = Annotated[dict[Place, SliceRef], *_AS_LIST]
+Stages = Annotated[dict[Place, StageRef], *_AS_LIST]
 
-    plan: BatchPlanned
-    rewritten: bool = False
-    stages_rebuilt: int = 0
-    record_visits: int = 0
-    objects_purged: int = 0
+OPENED_FOR = timedelta(hours=1)
+"""How long a process may take from announcing a payload to committing the requests in it."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClosedBatch:
-    """What a batch touched and what it cost."""
-
-    plan: BatchPlanned
-    closed: BatchClosed
+_BEFORE_ALL = EntryMark(seq=-1, digest="", at=datetime.fromtimestamp(0, UTC))
 
 
 @dataclass(kw_only=True)
@@ -67,22 +76,37 @@ class RunState:
     created: RunCreated | None = None
     attempt: str | None = None
     ingested: TableIngested | None = None
-    slices: dict[Place, SliceRef] = field(default_factory=dict)
-    stages: dict[Place, StageRef] = field(default_factory=dict)
+    slices: Slices = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
+    stale: set[Place] = field(default_factory=set)
+    """(shard, stage) that was built of slices which a batch has rewritten since."""
     suppressed: dict[str, str] = field(default_factory=dict)
     """Tag of every subject that ever asked to be forgotten -> its request."""
     unknown: set[str] = field(default_factory=set)
     """Suppressed tags that no slice held when they were asked for."""
-    requests: dict[str, OpenRequest] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
+    """Requests still open."""
+    closed_requests: dict[str, Request] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    """Hash of an idempotency key -> its request."""
+    payloads: dict[str, list[str]] = field(default_factory=dict)
+    """Object that names people -> the requests in it."""
+    opened_payloads: dict[str, datetime] = field(default_factory=dict)
+    """Payloads that processes outside are about to commit -> since when."""
     batches: dict[str, OpenBatch] = field(default_factory=dict)
     closed_batches: dict[str, ClosedBatch] = field(default_factory=dict)
+    uncertified: list[str] = field(default_factory=list)
+    """Closed batches whose certificate is not signed yet."""
     generation: int = 0
     published_keys: tuple[str, ...] = ()
     """Keys of the published constituents; empty once a rebuild is known to have given other bits."""
     self_checked: list[dict[str, str]] = field(default_factory=list)
     purge_due: bool = False
     """Objects may lie in storage that the state does not name."""
+    purge_trouble: PurgeTrouble | None = None
     last_verified: Verified | None = None
+    entry: EntryMark = _BEFORE_ALL
+    """The log entry that is being, or was last, applied."""
 
     @property
     def columns(self) -> str:
@@ -121,24 +145,89 @@ class RunState:
         self.self_checked.append(record.platform)
 
     @apply.register
+    def _(self, record: PayloadOpened) -> None:
+        self.opened_payloads[record.path] = self.entry.at
+
+    @apply.register
     def _(self, record: RequestAccepted) -> None:
-        self.requests[record.request] = OpenRequest(
-            request=record.request, tags=record.tags, payload=record.payload
+        self.opened_payloads.pop(record.payload, None)
+        if record.key is not None and self.keys.setdefault(record.key, record.request) != record.request:
+            return  # two processes accepted one request; the first counts
+        self.requests[record.request] = Request(
+            request=record.request,
+            tags=record.tags,
+            payload=record.payload,
+            received_at=record.received_at,
+            accepted_at=self.entry.at,
+            due_at=record.due_at,
+            basis=record.basis,
+            priority=record.priority,
+            key=record.key,
         )
+        if record.payload:
+            self.payloads.setdefault(record.payload, []).append(record.request)
         for tag in record.tags:
             self.suppressed.setdefault(tag, record.request)
 
     @apply.register
+    def _(self, record: RequestsFenced) -> None:
+        for request in record.requests:
+            self.requests[request].fenced_at = self.entry.at
+
+    @apply.register
+    def _(self, record: RequestExtended) -> None:
+        request = self.requests[record.request]
+        request.due_at = record.due_at
+        request.is_extended = True
+
+    @apply.register
+    def _(self, record: RequestRejected) -> None:
+        request = self.requests.pop(record.request)
+        request.is_rejected = True
+        request.closed_at = self.entry.at
+        self.closed_requests[request.request] = request
+        self.purge_due = True
+        alone = {tag for tag in request.tags if self.suppressed.get(tag) == request.request}
+        for other in (*self.closed_requests.values(), *self.requests.values()):
+            if alone and not other.is_rejected:
+                taken = alone.intersection(other.tags)
+                self.suppressed.update(dict.fromkeys(taken, other.request))
+                alone -= taken
+        for tag in alone:
+            del self.suppressed[tag]
+
+    @apply.register
+    def _(self, record: PayloadRewritten) -> None:
+        del self.payloads[record.before]
+        self.payloads[record.path] = list(record.requests)
+        for request in record.requests:
+            self.requests[request].payload = record.path
+        self.purge_due = True
+
+    @apply.register
+    def _(self, record: SuppressionLifted) -> None:
+        for tag in record.tags:
+            self.suppressed.pop(tag, None)
+            self.unknown.discard(tag)
+
+    @apply.register
     def _(self, record: BatchPlanned) -> None:
-        self.batches[record.batch] = OpenBatch(plan=record)
         # Who was held once and is asked for again was forgotten, and is not unknown.
         self.unknown.update(tag for tag in record.unknown if self.suppressed.get(tag) in record.requests)
+        self.batches[record.batch] = OpenBatch(
+            plan=record,
+            planned_at=self.entry.at,
+            before=tuple(self.stages.values()),
+            unknown=tuple(tag for tag in record.unknown if tag in self.unknown),
+        )
         for request in record.requests:
             self.requests[request].batch = record.batch
 
     @apply.register
     def _(self, record: SlicesRewritten) -> None:
         self.batches[record.batch].rewritten = True
+        first = {s.shard: s.slice for s in sorted(record.slices, key=lambda s: -s.slice)}
+        self.stale.update(place for place in self.stages if place[1] >= first.get(place[0], place[1] + 1))
         self._replace_slices(record.slices)
         self.purge_due = True
 
@@ -148,6 +237,7 @@ class RunState:
         before = self.stages.get((ref.shard, ref.stage))
         self.purge_due = self.purge_due or before is not None
         self.stages[ref.shard, ref.stage] = ref
+        self.stale.discard((ref.shard, ref.stage))
         if before is not None and before.key == ref.key and before.file_digest != ref.file_digest:
             self._drop_descendants(ref)
         for batch in self.batches.values():
@@ -167,27 +257,107 @@ class RunState:
         self.published_keys = record.keys
         self.purge_due = True
         self.last_verified = None  # what was verified was another generation
+        for batch in self.batches.values():
+            if batch.rewritten:
+                batch.published_at = self.entry.at
 
     @apply.register
     def _(self, record: PurgePlanned) -> None:
         self.purge_due = True
+        expired = self.entry.at - OPENED_FOR
+        for path in [path for path, since in self.opened_payloads.items() if since < expired]:
+            del self.opened_payloads[path]
+        for batch in self.batches.values():
+            batch.purging = batch.rewritten
 
     @apply.register
     def _(self, record: Purged) -> None:
         self.purge_due = False
+        self.purge_trouble = None
+        for payload in [path for path in self.payloads if not self.needed_in(path)]:
+            del self.payloads[payload]
         for batch in self.batches.values():
+            batch.verified_at = self.entry.at
             batch.objects_purged += record.num_objects
+            batch.bytes_purged += record.num_bytes
+
+    @apply.register
+    def _(self, record: PurgeFailed) -> None:
+        before = self.purge_trouble
+        self.purge_trouble = PurgeTrouble(
+            problem=record.problem,
+            num_tries=1 if before is None else before.num_tries + 1,
+            since=self.entry.at if before is None else before.since,
+            retry_at=record.retry_at,
+        )
 
     @apply.register
     def _(self, record: BatchClosed) -> None:
         batch = self.batches.pop(record.batch)
-        for request in batch.plan.requests:
-            del self.requests[request]
-        self.closed_batches[record.batch] = ClosedBatch(plan=batch.plan, closed=record)
+        self.uncertified.append(record.batch)
+        for name in batch.plan.requests:
+            request = self.requests.pop(name)
+            request.closed_at = self.entry.at
+            self.closed_requests[name] = request
+        self.closed_batches[record.batch] = ClosedBatch(
+            plan=batch.plan,
+            closed=record,
+            planned_at=batch.planned_at,
+            closed_at=self.entry.at,
+            unknown=batch.unknown,
+            evidence=Evidence(
+                before=batch.before,
+                after=tuple(ref for place, ref in self.stages.items() if place not in self.stale),
+                published_at=batch.published_at,
+                verified_at=batch.verified_at,
+                generation=self.generation,
+                entry=self.entry,
+            ),
+        )
+
+    @apply.register
+    def _(self, record: BatchCertified) -> None:
+        self.uncertified.remove(record.batch)
+        batch = self.closed_batches[record.batch]
+        batch.certificate = record.path
+        batch.certificate_digest = record.digest
+        batch.evidence = None  # the certificate has it
 
     @apply.register
     def _(self, record: Verified) -> None:
         self.last_verified = record
+
+    def find_request(self, name: str) -> Request | None:
+        """A request, open or closed."""
+        return self.requests.get(name) or self.closed_requests.get(name)
+
+    def request_state(self, request: Request) -> RequestState:
+        """Where a request is on its way."""
+        if request.is_rejected:
+            return "rejected"
+        if request.batch is None:
+            return "accepted" if request.fenced_at is None else "fenced"
+        open_batch = self.batches.get(request.batch)
+        if open_batch is None:
+            closed = self.closed_batches[request.batch]
+            if closed.certificate is None:
+                return "purging"
+            return "unknown" if set(closed.unknown).issuperset(request.tags) else "certified"
+        if open_batch.purging:
+            return "purging"
+        if open_batch.published_at is not None:
+            return "published"
+        return "rebuilding" if open_batch.rewritten else "batched"
+
+    def needed_in(self, payload: str) -> tuple[str, ...]:
+        """Requests of an object that names people whose slices are not rewritten yet."""
+        waiting = []
+        for name in self.payloads[payload]:
+            request = self.requests.get(name)
+            batch = self.batches.get(request.batch or "") if request is not None else None
+            if request is not None and (batch is None or not batch.rewritten):
+                waiting.append(name)
+        return tuple(waiting)
 
     def _drop_descendants(self, rebuilt: StageRef) -> None:
         """Forget the stages that descend from other bytes than those of ``rebuilt`` (contract clause 12)."""
@@ -207,3 +377,16 @@ def fold(records: Iterable[Record]) -> RunState:
     for record in records:
         state.apply(record)
     return state
+
+
+_ADAPTER: TypeAdapter[RunState] = TypeAdapter(RunState)
+
+
+def dump_state(state: RunState) -> bytes:
+    """A state as JSON, for a snapshot."""
+    return _ADAPTER.dump_json(state)
+
+
+def load_state(data: bytes) -> RunState:
+    """The state that :func:`dump_state` wrote; pydantic's ValidationError for anything else."""
+    return _ADAPTER.validate_json(data)

@@ -10,6 +10,7 @@ from sisa_ray.core.planner import Lineage, ShardPlan, StagePlan
 from sisa_ray.core.records import SliceRef, StageRef
 from sisa_ray.core.schedule import record_visits, stage_steps
 from sisa_ray.execution.actor import BuildJob
+from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import OnEvent, PhaseStarted, ShardEvent, StageFinished, WorkPlanned, ignore
 from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.predict import measure
@@ -36,28 +37,38 @@ def baseline(
         on_event: receives progress.
         new_workers: how the command gets its shard actors.
     """
-    started = time.monotonic()
     run = existing_run(target)
-    if run.state.ingested is None:
-        raise RunConflict(f"{run.address}: nothing is ingested yet; `sisa-ray ingest` comes first")
+    _require_ingested(run)
+    coordinator = find_coordinator(run.address)
+    if coordinator is not None:
+        found: BaselineResult = coordinator.call("baseline", on_event=on_event, kind=kind)
+        return found
+    with new_workers() as workers, Session(run, workers, command="baseline", on_event=on_event) as session:
+        return baseline_in(session, kind=kind)
+
+
+def baseline_in(session: Session, *, kind: BaselineKind = "full") -> BaselineResult:
+    """:func:`baseline`, in a session on the run."""
+    started = time.monotonic()
+    run = session.run
+    _require_ingested(run)
     plan = _plan(run, kind)
     built: list[StageRef] = []
 
     def handle(event: ShardEvent) -> None:
         if isinstance(event, StageFinished):
             built.append(event.ref)
-        on_event(event)
+        session.report(event)
 
-    with new_workers() as workers, Session(run, workers, command="baseline", on_event=on_event) as session:
-        on_event(PhaseStarted(text=f"training one model on {_num_records(plan):,} records"))
-        on_event(WorkPlanned(num_shards=1, num_stages=1, num_steps=plan.num_steps))
-        job = BuildJob(store=run.store, columns=run.state.columns, attempt=session.attempt)
-        pool = workers.pool(run.spec, on_event)
-        pool.build([plan], job=job, handle=handle, replan=lambda _: None if built else plan)
-        try:
-            quality = measure(run, workers, [(run.store, built[-1])])
-        finally:
-            run.store.delete([ref.path for ref in built if ref.path])
+    session.report(PhaseStarted(text=f"training one model on {_num_records(plan):,} records"))
+    session.report(WorkPlanned(num_shards=1, num_stages=1, num_steps=plan.num_steps))
+    job = BuildJob(store=run.store, columns=run.state.columns, attempt=session.attempt)
+    pool = session.workers.pool(run.spec, session.report)
+    pool.build([plan], job=job, handle=handle, replan=lambda _: None if built else plan)
+    try:
+        quality = measure(run, session.workers, [(run.store, built[-1])])
+    finally:
+        run.store.delete([ref.path for ref in built if ref.path])
     return BaselineResult(
         address=run.address,
         kind=kind,
@@ -67,6 +78,11 @@ def baseline(
         metric=quality.metric if quality else None,
         value=quality.values[0] if quality else None,
     )
+
+
+def _require_ingested(run: Run) -> None:
+    if run.state.ingested is None:
+        raise RunConflict(f"{run.address}: nothing is ingested yet; `sisa-ray ingest` comes first")
 
 
 def _plan(run: Run, kind: BaselineKind) -> ShardPlan:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Literal
 
-from sisa_ray.core.errors import DataError
-from sisa_ray.core.partition import Layout, place
-from sisa_ray.core.planner import BuildStages, Lineage, decide, rebuild_visits, wanted_checkpoints
-from sisa_ray.core.state import ClosedBatch, RunState
+from sisa_ray.core.planner import Lineage, wanted_checkpoints
+from sisa_ray.core.state import RunState
+from sisa_ray.core.step import BuildStages, step
 from sisa_ray.execution import opening
 from sisa_ray.execution.baselines import baseline
+from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import Event, Notice, OnEvent, StageFinished, ignore
 from sisa_ray.execution.intake import ingested
 from sisa_ray.execution.opening import Target
 from sisa_ray.execution.predict import evaluate, predict
 from sisa_ray.execution.results import (
     IngestResult,
-    Outcome,
     ShardSizes,
     StageStatus,
     StatusResult,
     TrainResult,
-    UnlearnResult,
-    UnlearnRow,
 )
 from sisa_ray.execution.session import Session
+from sisa_ray.execution.unlearn import unlearn
 from sisa_ray.execution.verify import verify
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage.run import Run
@@ -35,10 +32,9 @@ __all__ = ["baseline", "ingest", "predict", "status", "train", "unlearn", "verif
 
 
 class _Account:
-    """Passes events on and keeps account of the work done and the warnings given."""
+    """Keeps account of the work done and the warnings given."""
 
-    def __init__(self, on_event: OnEvent) -> None:
-        self._on_event = on_event
+    def __init__(self) -> None:
         self.stages_built = 0
         self.record_visits = 0
         self.warnings: list[str] = []
@@ -49,7 +45,6 @@ class _Account:
             self.record_visits += event.ref.record_visits
         elif isinstance(event, Notice):
             self.warnings.append(event.text)
-        self._on_event(event)
 
 
 def ingest(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers = Workers) -> IngestResult:
@@ -69,13 +64,24 @@ def ingest(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorker
 
 def train(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers = Workers) -> TrainResult:
     """Train what is missing, publish the ensemble, and measure it on the test table where there is one."""
-    started = time.monotonic()
-    account = _Account(on_event)
+    coordinator = find_coordinator(opening.address_of(target))
+    if coordinator is not None:
+        result: TrainResult = coordinator.call("train", on_event=on_event)
+        return result
     with new_workers() as workers:
-        run, _ = ingested(target, workers, account)
-        with Session(run, workers, command="train", on_event=account) as session:
-            session.reconcile(train=True)
-        quality = evaluate(run, workers, on_event=account)
+        run, _ = ingested(target, workers, on_event)
+        with Session(run, workers, command="train", on_event=on_event) as session:
+            return train_in(session)
+
+
+def train_in(session: Session) -> TrainResult:
+    """:func:`train`, in a session on a run that has its table."""
+    started = time.monotonic()
+    account = _Account()
+    run = session.run
+    with session.heard_by(account):
+        session.reconcile(train=True)
+        quality = evaluate(run, session.workers, on_event=session.report)
     sisa = run.spec.config.sisa
     return TrainResult(
         address=run.address,
@@ -93,56 +99,11 @@ def train(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers
     )
 
 
-def unlearn(
-    target: Target,
-    subjects: Sequence[str],
-    *,
-    on_event: OnEvent = ignore,
-    new_workers: NewWorkers = Workers,
-) -> UnlearnResult:
-    """Forget ``subjects`` (canonical keys). Unknown ones are reported; those forgotten before cost nothing."""
-    started = time.monotonic()
-    if not subjects:
-        raise DataError("subjects: the list is empty; name at least one person to forget")
-    for row, subject in enumerate(subjects):
-        if not subject:
-            raise DataError(f"subjects: row {row} is empty; every row must name one person")
-    run = opening.existing_run(target)
-    distinct = list(dict.fromkeys(subjects))
-    tags = dict(zip(distinct, run.secret.tags(distinct), strict=True))
-    before = set(run.state.suppressed)
-    new = [s for s in distinct if tags[s] not in before]
-    with new_workers() as workers, Session(run, workers, command="unlearn", on_event=on_event) as session:
-        request = session.accept(new) if new else None
-        session.reconcile(train=False)
-    batch = _batch_of(run.state, request)
-    outcomes = {s: _outcome(tags[s], before, run.state.unknown) for s in distinct}
-    affected = batch.plan.affected if batch else ()
-    return UnlearnResult(
-        address=run.address,
-        generation=run.state.generation,
-        num_subjects=len(distinct),
-        num_forgotten=sum(o == "forgotten" for o in outcomes.values()),
-        num_unknown=sum(o == "unknown" for o in outcomes.values()),
-        num_already_forgotten=sum(o == "already forgotten" for o in outcomes.values()),
-        num_records=batch.plan.num_records if batch else 0,
-        slices_rewritten=len(affected),
-        shards_rebuilt=tuple(sorted({shard for shard, _ in affected})) if run.state.generation else (),
-        stages_rebuilt=batch.closed.stages_rebuilt if batch else 0,
-        record_visits=batch.closed.record_visits if batch else 0,
-        predicted_record_visits=rebuild_visits(run.spec, run.state, affected) if run.state.generation else 0,
-        full_retrain_record_visits=batch.closed.full_retrain_record_visits if batch else 0,
-        objects_purged=batch.closed.objects_purged if batch else 0,
-        seconds=time.monotonic() - started,
-        rows=_rows(run, subjects, tags, outcomes),
-    )
-
-
 def status(target: Target) -> StatusResult:
     """The run as its log has it: reads only the log, trains nothing."""
     run = opening.existing_run(target, check_code=False)
     state = run.state
-    decision = decide(run.spec, state, train=True) if state.ingested else None
+    decision = step(run.spec, state, train=True) if state.ingested else None
     return StatusResult(
         address=run.address,
         generation=state.generation,
@@ -150,6 +111,7 @@ def status(target: Target) -> StatusResult:
         num_suppressed=len(state.suppressed),
         open_requests=len(state.requests),
         purge_due=state.purge_due,
+        purge_trouble=state.purge_trouble.problem if state.purge_trouble else None,
         device=run.spec.config.arithmetic.device,
         num_log_entries=run.head.seq + 1,
         shards=_sizes(run) if state.ingested else (),
@@ -165,7 +127,7 @@ def _next_step(run: Run, done: bool) -> str | None:
         return "ingest: the source table is not in the run yet"
     if done:
         return None
-    decision = decide(run.spec, run.state, train=True)
+    decision = step(run.spec, run.state, train=True)
     if isinstance(decision, BuildStages):
         return f"train: {sum(len(p.stages) for p in decision.shards)} stage(s) are to be built"
     return "train: finishes what an earlier command began"
@@ -204,39 +166,3 @@ def _stages(run: Run) -> tuple[StageStatus, ...]:
                 )
             )
     return tuple(stages)
-
-
-def _batch_of(state: RunState, request: str | None) -> ClosedBatch | None:
-    for batch in reversed(state.closed_batches.values()):
-        if request in batch.plan.requests:
-            return batch
-    return None
-
-
-def _outcome(tag: str, before: set[str], unknown: set[str]) -> Outcome:
-    if tag in unknown:
-        return "unknown"
-    return "already forgotten" if tag in before else "forgotten"
-
-
-def _rows(
-    run: Run, subjects: Sequence[str], tags: dict[str, str], outcomes: dict[str, Outcome]
-) -> tuple[UnlearnRow, ...]:
-    sisa = run.spec.config.sisa
-    layout = Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)
-    shards, slices = place(list(subjects), layout)
-    rows = []
-    for row, (subject, shard, slice_) in enumerate(
-        zip(subjects, shards.tolist(), slices.tolist(), strict=True)
-    ):
-        known = outcomes[subject] != "unknown"
-        rows.append(
-            UnlearnRow(
-                row=row,
-                tag=tags[subject],
-                outcome=outcomes[subject],
-                shard=shard if known else None,
-                slice=slice_ if known else None,
-            )
-        )
-    return tuple(rows)

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sisa_ray.core.errors import IntegrityError
 from sisa_ray.core.partition import Layout, place
 from sisa_ray.core.records import BatchPlanned, SliceRef, SlicesRewritten
 from sisa_ray.core.state import Place
+from sisa_ray.storage.payloads import read_subjects
 from sisa_ray.storage.run import Run
 from sisa_ray.storage.slices import count_records, load_slice, store_slice
-from sisa_ray.storage.tables import erase_subjects
+from sisa_ray.storage.tables import erase_subjects, subjects
 
 _NUM_READERS = 8
 
 
-def route(run: Run, subjects: Sequence[str]) -> dict[Place, list[str]]:
+def route(run: Run, people: Sequence[str]) -> dict[Place, list[str]]:
     """The one slice that each subject's records can be in: no index, no reading."""
     sisa = run.spec.config.sisa
     layout = Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)
-    shards, slices = place(subjects, layout)
+    shards, slices = place(people, layout)
     routed: dict[Place, list[str]] = defaultdict(list)
-    for subject, shard, slice_ in zip(subjects, shards.tolist(), slices.tolist(), strict=True):
+    for subject, shard, slice_ in zip(people, shards.tolist(), slices.tolist(), strict=True):
         routed[shard, slice_].append(subject)
     return dict(routed)
 
 
 def plan_batch(run: Run, requests: tuple[str, ...]) -> BatchPlanned:
     """What ``requests`` together touch; subjects that no slice holds are unknown."""
-    routed = route(run, _subjects_of(run, requests))
+    people = _people(run, requests)
+    routed = route(run, people)
     places = sorted(routed)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         held = list(readers.map(lambda p: _count(run, p, routed[p]), places))
@@ -45,25 +45,27 @@ def plan_batch(run: Run, requests: tuple[str, ...]) -> BatchPlanned:
         num_records += sum(hits)
         if hits:
             affected.append(where)
+    held_tags = set(run.secret.tags(people))
+    absent = [tag for tag in _bare_tags(run, requests) if tag not in held_tags]
     return BatchPlanned(
         batch=uuid.uuid4().hex,
         requests=requests,
-        unknown=tuple(run.secret.tags(unknown)),
+        unknown=(*run.secret.tags(unknown), *absent),
         num_records=num_records,
         affected=tuple(affected),
     )
 
 
-def _count(run: Run, where: Place, subjects: Sequence[str]) -> dict[str, int]:
+def _count(run: Run, where: Place, people: Sequence[str]) -> dict[str, int]:
     """Records of each subject in a slice. Before ingest nobody is known; ingest refuses them later."""
     ref = run.state.slices.get(where)
-    return count_records(run.store, ref, subjects) if ref is not None else {}
+    return count_records(run.store, ref, people) if ref is not None else {}
 
 
 def rewrite_slices(run: Run, batch: str, *, attempt: str) -> SlicesRewritten:
     """Write the affected slices of a batch without its subjects, under ``attempt``."""
     plan = run.state.batches[batch].plan
-    routed = route(run, _subjects_of(run, plan.requests))
+    routed = route(run, _people(run, plan.requests))
 
     def rewrite(where: Place) -> SliceRef:
         table = erase_subjects(load_slice(run.store, run.state.slices[where]), set(routed[where]))
@@ -83,14 +85,27 @@ def rewrite_slices(run: Run, batch: str, *, attempt: str) -> SlicesRewritten:
     return SlicesRewritten(batch=batch, slices=slices)
 
 
-def _subjects_of(run: Run, requests: Sequence[str]) -> list[str]:
-    subjects: dict[str, None] = {}
-    for request in requests:
-        path = run.state.requests[request].payload
-        payload = json.loads(run.store.get(path))["subjects"]
-        if tuple(run.secret.tags(payload)) != run.state.requests[request].tags:
-            raise IntegrityError(
-                f"{run.address}/{path}: does not name the people that were accepted; restore this object"
-            )
-        subjects.update(dict.fromkeys(payload))
-    return list(subjects)
+def _people(run: Run, requests: Sequence[str]) -> list[str]:
+    """The subjects of requests: named by payloads, or found by their tags where those are all that is known."""
+    people = dict.fromkeys(read_subjects(run, requests))
+    tags = set(_bare_tags(run, requests))
+    if tags:
+        people.update(dict.fromkeys(_find_by_tags(run, tags)))
+    return list(people)
+
+
+def _bare_tags(run: Run, requests: Sequence[str]) -> list[str]:
+    """Tags of the requests that have no payload: suppressions replayed after a restore."""
+    bare = [run.state.requests[name] for name in requests if not run.state.requests[name].payload]
+    return list(dict.fromkeys(tag for request in bare for tag in request.tags))
+
+
+def _find_by_tags(run: Run, tags: set[str]) -> list[str]:
+    """Subjects in the run's slices that have one of ``tags``: every slice is read."""
+    found: list[str] = []
+    for ref in list(run.state.slices.values()):
+        if ref.path is not None:
+            people = list(dict.fromkeys(subjects(load_slice(run.store, ref)).to_pylist()))
+            named = zip(people, run.secret.tags(people), strict=True)
+            found += [person for person, tag in named if tag in tags]
+    return found

@@ -31,6 +31,14 @@ def load_target(target: Target) -> SisaConfig | str:
     return text
 
 
+def address_of(target: Target) -> str:
+    """Where the run of ``target`` lives, whether it is there or not."""
+    config = load_target(target)
+    if isinstance(config, SisaConfig):
+        return _absolute(config).address
+    return config if "://" in config else str(Path(config).absolute())
+
+
 def create_run(target: Target) -> Run:
     """Open the run of a configuration, creating it where there is none.
 
@@ -66,7 +74,7 @@ def existing_run(target: Target, *, check_code: bool = True) -> Run:
         if not check_code:
             return open_run(config.address)
         return open_with_spec(store, _resolve(config, there))
-    address = loaded if "://" in loaded else str(Path(loaded).absolute())
+    address = address_of(loaded)
     run = open_run(address)
     if not check_code:
         return run

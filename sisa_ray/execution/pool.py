@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,10 +38,32 @@ Replan = Callable[[int], ShardPlan | None]
 OnShardEvent = Callable[[ShardEvent], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What news does to a build that is under way."""
+
+    stop: frozenset[int] = frozenset()
+    """Shards whose stage in progress is not wanted any more."""
+    cut: frozenset[int] = frozenset()
+    """Shards whose stage in progress is wanted, and those after it are not."""
+    plans: tuple[ShardPlan, ...] = ()
+    """Shards that have work now, and are not being built."""
+
+
+Poll = Callable[[Mapping[int, ShardPlan]], Changes | None]
+"""Asked often, with the plans in progress by shard; raises to have the build given up."""
+
+
+def no_news(_: Mapping[int, ShardPlan]) -> Changes | None:
+    """A build that nothing can change."""
+    return None
+
+
 @dataclass
 class _Busy:
     actor: Any
     plan: ShardPlan
+    is_cut: bool = False
 
 
 class ShardPool:
@@ -127,9 +149,17 @@ class ShardPool:
                 self._count_death(_NO_SHARD, error)
 
     def build(
-        self, plans: Sequence[ShardPlan], *, job: BuildJob, handle: OnShardEvent, replan: Replan
+        self,
+        plans: Sequence[ShardPlan],
+        *,
+        job: BuildJob,
+        handle: OnShardEvent,
+        replan: Replan,
+        poll: Poll = no_news,
     ) -> None:
         """Build all plans. ``handle`` commits what arrives; ``replan`` says what a shard still lacks.
+
+        ``poll`` lets requests join: a stage that is still wanted is kept, whatever else changes.
 
         An actor that dies is replaced; its shard goes on from its last committed or mid-stage checkpoint.
 
@@ -137,7 +167,12 @@ class ShardPool:
             ExecutionError: where a shard fails again and again, or its recipe raises.
         """
         waiting = deque(sorted(plans, key=lambda p: -p.num_steps))  # longest first: no straggler at the end
-        while waiting or self._busy:
+        while True:
+            changes = poll({work.plan.shard: work.plan for work in self._busy.values()})
+            if changes is not None:
+                waiting = deque(self._changed(changes, waiting, replan))
+            if not (waiting or self._busy):
+                return
             self.start(len(waiting))
             while waiting and self._idle:
                 actor, plan = self._idle.pop(), waiting.popleft()
@@ -153,6 +188,29 @@ class ShardPool:
                 again = self._advance(item, handle, replan)
                 if again is not None:
                     waiting.appendleft(again)
+
+    def _changed(self, changes: Changes, waiting: Iterable[ShardPlan], replan: Replan) -> Iterator[ShardPlan]:
+        """The plans that wait after ``changes``; work in progress that is not wanted any more ends."""
+        new = {plan.shard: plan for plan in changes.plans}
+        for plan in waiting:
+            current = new.pop(plan.shard, None) or replan(plan.shard)
+            if current is not None:
+                yield current
+        for stream, work in list(self._busy.items()):
+            new.pop(work.plan.shard, None)
+            if work.plan.shard in changes.stop:
+                again = self._end(stream, replan)
+                if again is not None:
+                    yield again
+            elif work.plan.shard in changes.cut:
+                work.is_cut = True
+        yield from new.values()
+
+    def _end(self, stream: Any, replan: Replan) -> ShardPlan | None:
+        """End the actor behind a stream; what its shard lacks now."""
+        work = self._busy.pop(stream)
+        ray.kill(work.actor)
+        return replan(work.plan.shard)
 
     def share(self, value: object) -> Any:
         """Put a value where every actor can read it once."""
@@ -228,6 +286,8 @@ class ShardPool:
         if isinstance(event, (StageFinished, StageProgress)):
             self._deaths.pop(shard, None)
         handle(event)
+        if work.is_cut and isinstance(event, StageFinished):
+            return self._end(stream, replan)
         return None
 
     def _count_death(self, shard: int, error: Exception) -> None:

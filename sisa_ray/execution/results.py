@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
+
+from sisa_ray.core.clocks import Basis
+from sisa_ray.core.records import Priority
+from sisa_ray.core.requests import RequestState
 
 Outcome = Literal["forgotten", "unknown", "already forgotten"]
 
@@ -55,9 +60,15 @@ class TrainResult(_Result):
 
 
 class UnlearnResult(_Result):
-    """One batch. ``rows``: what became of each subject of the caller's input, by row."""
+    """One request. ``rows``: what became of each subject of the caller's input, by row.
+
+    Figures of work are those of its batch; ``certificate`` is the path of the batch's certificate in the run. Both
+    names are None where everybody had been forgotten before.
+    """
 
     address: str
+    request: str | None
+    certificate: str | None
     generation: int
     num_subjects: int
     num_forgotten: int
@@ -132,6 +143,97 @@ class BaselineResult(_Result):
     value: float | None = None
 
 
+class RequestRow(_Result):
+    """One request. ``seconds_left`` is None once it is closed, and negative where it is late."""
+
+    request: str
+    state: RequestState
+    num_subjects: int
+    num_unknown: int
+    basis: Basis
+    priority: Priority
+    received_at: datetime
+    accepted_at: datetime
+    fenced_at: datetime | None
+    due_at: datetime
+    closed_at: datetime | None
+    is_extended: bool
+    was_overdue: bool
+    seconds_left: float | None
+    batch: str | None
+    certificate: str | None
+
+
+class RequestsResult(_Result):
+    """The requests of a run: the open ones by due date, then the closed ones, the latest first."""
+
+    address: str
+    now: datetime
+    rows: tuple[RequestRow, ...]
+    purge_trouble: str | None
+
+
+class LiftResult(_Result):
+    """Suppressions lifted."""
+
+    address: str
+    num_lifted: int
+
+
+class ReplayResult(_Result):
+    """Suppressions that a restored run did not know, and that are carried out again."""
+
+    address: str
+    num_replayed: int
+    generation: int
+
+
+class CertificateRow(_Result):
+    """A certified batch. ``path`` is within the run."""
+
+    batch: str
+    path: str
+    digest: str
+    num_requests: int
+    closed_at: datetime
+    shards: tuple[int, ...]
+
+
+class CertificatesResult(_Result):
+    """The certified batches of a run, the latest first."""
+
+    address: str
+    rows: tuple[CertificateRow, ...]
+
+
+class HistoryLine(_Result):
+    """One record of a log, in short."""
+
+    seq: int
+    at: datetime
+    type: str
+    facts: dict[str, str]
+
+
+class ReplayedShard(_Result):
+    """A shard that a certificate is about. ``superseded_by``: the batch that changed it since."""
+
+    shard: int
+    is_superseded: bool
+    superseded_by: str | None
+
+
+class ReplayVerification(_Result):
+    """What training the certified shards once more showed; ``superseded`` where all were changed since."""
+
+    address: str
+    batch: str
+    shards: tuple[ReplayedShard, ...]
+    outcome: Literal["bit-identical", "different", "not comparable", "superseded"]
+    first_difference: str | None
+    source: Literal["source tables", "slices"] | None
+
+
 class StageStatus(_Result):
     """A stage as it is now: ``built`` (clean), ``stale`` (its slices changed), ``missing``."""
 
@@ -150,6 +252,7 @@ class StatusResult(_Result):
     num_suppressed: int
     open_requests: int
     purge_due: bool
+    purge_trouble: str | None
     device: str
     num_log_entries: int
     shards: tuple[ShardSizes, ...]

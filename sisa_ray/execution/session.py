@@ -6,37 +6,50 @@ anywhere is finished by the next session, in the same bits.
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 
-from sisa_ray.core.errors import IntegrityError
-from sisa_ray.core.planner import (
-    BuildStages,
-    CloseBatch,
-    Decision,
-    Lineage,
-    PlanBatch,
-    Publish,
-    Purge,
-    RewriteSlices,
-    ShardPlan,
-    decide,
-    full_retrain_visits,
-    missing_stages,
+from sisa_ray.core.errors import (
+    CommitFailed,
+    IntegrityError,
+    PurgeIncomplete,
+    SisaError,
+    StateMoved,
+    StorageDenied,
 )
+from sisa_ray.core.planner import Lineage, ShardPlan, full_retrain_visits, missing_stages
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
     BatchClosed,
     CheckpointLost,
     GenerationPublished,
-    RequestAccepted,
+    PurgeFailed,
+    RequestsFenced,
     SelfChecked,
     StageBuilt,
 )
+from sisa_ray.core.step import (
+    BuildStages,
+    Certify,
+    CloseBatch,
+    Decision,
+    FenceRequests,
+    Moment,
+    PlanBatch,
+    Publish,
+    Purge,
+    RewritePayload,
+    RewriteSlices,
+    join,
+    step,
+)
+from sisa_ray.execution.acceptance import Submission, accept
 from sisa_ray.execution.actor import BuildJob
+from sisa_ray.execution.certify import certify
 from sisa_ray.execution.events import (
     CheckpointBroken,
     Event,
@@ -48,11 +61,19 @@ from sisa_ray.execution.events import (
     WorkPlanned,
 )
 from sisa_ray.execution.forget import plan_batch, rewrite_slices
+from sisa_ray.execution.pool import Changes
 from sisa_ray.execution.selfcheck import self_check
 from sisa_ray.execution.workers import Workers
-from sisa_ray.storage import layout
+from sisa_ray.storage.mirror import check_mirror, mirror_suppression
+from sisa_ray.storage.payloads import rewrite_payload
 from sisa_ray.storage.purge import purge
 from sisa_ray.storage.run import Run, missing_objects
+
+_NUM_TRIES = 20
+_FIRST_RETRY_S = 30.0
+_LONGEST_RETRY_S = 6 * 3600.0
+
+Clock = Callable[[], Moment]
 
 
 class Session:
@@ -66,18 +87,31 @@ class Session:
         command: str,
         on_event: OnEvent,
         replica: bool = False,
+        is_behind: bool = False,
+        moment: Clock | None = None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self.run = run
         self.attempt = uuid.uuid4().hex
-        self._workers = workers
+        self.workers = workers
         self._command = command
-        self._on_event = on_event
+        self._listeners = [on_event]
         self._replica = replica
         """A re-execution for comparison: nothing is mended or checked that the original would have to show."""
+        self._is_behind = is_behind
+        """The run was restored from before some people asked to be forgotten, and this session makes up for it."""
+        self._moment = moment
+        """Lets the batching policy decide when; without it nothing waits."""
+        self._interrupt = interrupt
+        """Asked between steps and while stages are built; raises to have the work given up."""
 
     def __enter__(self) -> Session:
-        self.run.commit(AttemptOpened(attempt=self.attempt, command=self._command))
+        if not (self._replica or self._is_behind):
+            check_mirror(self.run)
+        self._take()
         if not self._replica:
+            if not self._is_behind:
+                mirror_suppression(self.run)
             self._note_missing_objects()
         return self
 
@@ -87,27 +121,54 @@ class Session:
         # After an error the attempt stays open, so that the next session sweeps what this one left.
         if kind is None:
             self.run.commit(AttemptClosed(attempt=self.attempt))
+            self.run.snapshot()
 
-    def accept(self, subjects: Sequence[str]) -> str:
-        """Make a request to forget ``subjects`` durable; from here on it will be done. Returns its id."""
-        request = uuid.uuid4().hex
-        path = layout.request_path(request)
-        self.run.store.put(path, json.dumps({"subjects": list(subjects)}).encode())
-        tags = tuple(self.run.secret.tags(subjects))
-        self.run.commit(RequestAccepted(request=request, tags=tags, payload=path))
-        return request
+    def _take(self) -> None:
+        """Have the run; others may be accepting requests for it this very moment."""
+        for _ in range(_NUM_TRIES):
+            try:
+                self.run.commit(AttemptOpened(attempt=self.attempt, command=self._command))
+            except CommitFailed:
+                self.run.refresh()
+            else:
+                self.run.attempt = self.attempt
+                return
+        raise CommitFailed(f"{self.run.address}: others keep writing to the run; run the same command again")
+
+    def accept(self, submission: Submission) -> str:
+        """Make a request durable; from here on it will be done. Returns its id.
+
+        Raises:
+            DataError: naming the row or the field that breaks a rule.
+        """
+        answer = accept(self.run, [submission])[0]
+        if isinstance(answer, SisaError):
+            raise answer
+        return answer.request
 
     def reconcile(self, *, train: bool) -> None:
-        """Do everything that is left to do. ``train``: up to a complete, published ensemble."""
-        while (decision := self._decide(train)) is not None:
-            self._execute(decision)
+        """Do everything that is left to do now. ``train``: up to a complete, published ensemble."""
+        while True:
+            self._interrupt()
+            with self.run.lock:
+                decision = step(self.run.spec, self.run.state, train=train, moment=self._now())
+            if decision is None:
+                return
+            try:
+                self._execute(decision)
+            except StateMoved:
+                self.workers.release()
+            self.run.snapshot()
 
-    def _decide(self, train: bool) -> Decision | None:
-        return decide(self.run.spec, self.run.state, train=train)
+    def _now(self) -> Moment | None:
+        return None if self._moment is None else self._moment()
 
     def _execute(self, decision: Decision) -> None:
         run = self.run
         match decision:
+            case FenceRequests(requests=requests):
+                # No replica is in service that would have to acknowledge.
+                run.commit(RequestsFenced(requests=requests))
             case PlanBatch(requests=requests):
                 run.commit(plan_batch(run, requests))
             case RewriteSlices(batch=batch):
@@ -117,26 +178,34 @@ class Session:
                 self.build(shards)
             case Publish(generation=generation, keys=keys):
                 run.commit(GenerationPublished(generation=generation, keys=keys))
+            case RewritePayload(path=path, requests=requests):
+                run.commit(rewrite_payload(run, path, requests))
             case Purge():
-                self._say("purging")
-                purge(run, attempt=self.attempt)
+                self._purge()
             case CloseBatch(batch=batch):
-                done = run.state.batches[batch]
-                run.commit(
-                    BatchClosed(
-                        batch=batch,
-                        stages_rebuilt=done.stages_rebuilt,
-                        record_visits=done.record_visits,
-                        full_retrain_record_visits=full_retrain_visits(run.spec, run.state),
-                        objects_purged=done.objects_purged,
-                    )
-                )
+                run.commit(_closed(run, batch))
+            case Certify(batch=batch):
+                run.commit(certify(run, batch))
+
+    def _purge(self) -> None:
+        """Purge; what cannot be shown to be gone is logged, and tried again."""
+        self._say("purging")
+        try:
+            purge(self.run, attempt=self.attempt)
+        except (PurgeIncomplete, StorageDenied) as error:
+            trouble = self.run.state.purge_trouble
+            pause_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** (trouble.num_tries if trouble else 0))
+            retry_at = self.run.now() + timedelta(seconds=pause_s)
+            self.run.commit(PurgeFailed(problem=str(error), retry_at=retry_at))
+            if self._moment is None:
+                raise
+            self.report(Notice(text=f"{error}; trying again in {pause_s:,.0f} s"))
 
     def build(self, plans: Sequence[ShardPlan]) -> None:
         """Train the stages of ``plans`` on the shard actors."""
         run = self.run
         self._say("starting shard actors")
-        pool = self._workers.pool(run.spec, self._on_event)
+        pool = self.workers.pool(run.spec, self.report)
         pool.start(len(plans))
         job = BuildJob(store=run.store, columns=run.state.columns, attempt=self.attempt)
         if not self._replica:
@@ -145,8 +214,43 @@ class Session:
                 run.commit(SelfChecked(platform=platform))
         num_stages = sum(len(p.stages) for p in plans)
         num_steps = sum(p.num_steps for p in plans)
-        self._on_event(WorkPlanned(num_shards=len(plans), num_stages=num_stages, num_steps=num_steps))
-        pool.build(plans, job=job, handle=self._handle, replan=self._replan)
+        self.report(WorkPlanned(num_shards=len(plans), num_stages=num_stages, num_steps=num_steps))
+        pool.build(plans, job=job, handle=self._handle, replan=self._replan, poll=self._poll)
+
+    def _poll(self, building: Mapping[int, ShardPlan]) -> Changes | None:
+        """Let requests join that came since the build began; a replica has none."""
+        self._interrupt()
+        run = self.run
+        is_changed = False
+        while not self._replica:
+            with run.lock:
+                decision = join(run.spec, run.state, moment=self._now())
+            if decision is None:
+                break
+            self._execute(decision)
+            is_changed = is_changed or isinstance(decision, RewriteSlices)
+        return self._changes(building) if is_changed else None
+
+    def _changes(self, building: Mapping[int, ShardPlan]) -> Changes:
+        run = self.run
+        lineage = Lineage(run.spec, run.state)
+        stop: set[int] = set()
+        cut: set[int] = set()
+        for shard, plan in building.items():
+            keys = lineage.keys(shard)
+            left = [s for s in plan.stages if not _is_built(run, shard, s.stage, s.key)]
+            stale = [s.stage for s in left if keys[s.stage - 1] != s.key]
+            if stale:
+                (stop if stale[0] == left[0].stage else cut).add(shard)
+        plans = missing_stages(run.spec, run.state, lineage)
+        self.report(
+            WorkPlanned(
+                num_shards=len(plans),
+                num_stages=sum(len(p.stages) for p in plans),
+                num_steps=sum(p.num_steps for p in plans),
+            )
+        )
+        return Changes(stop=frozenset(stop), cut=frozenset(cut), plans=plans)
 
     def _replan(self, shard: int) -> ShardPlan | None:
         plans = missing_stages(
@@ -163,7 +267,7 @@ class Session:
                 and before.key == event.ref.key
                 and before.file_digest != event.ref.file_digest
             ):
-                self._on_event(
+                self.report(
                     Notice(
                         text=f"shard {event.ref.shard} stage {event.ref.stage}: rebuilt with other bits than logged "
                         "(another platform?); everything after it is rebuilt"
@@ -171,9 +275,9 @@ class Session:
                 )
             run.commit(StageBuilt(ref=event.ref))
         elif isinstance(event, CheckpointBroken):
-            self._on_event(Notice(text=f"{event.problem}; rebuilding it"))
+            self.report(Notice(text=f"{event.problem}; rebuilding it"))
             run.commit(CheckpointLost(shard=event.shard, stage=event.stage, reason="digest"))
-        self._on_event(event)
+        self.report(event)
 
     def _note_missing_objects(self) -> None:
         """Checkpoints that vanished or were cut short are to be rebuilt; a lost slice cannot be."""
@@ -188,13 +292,43 @@ class Session:
                 )
         lost = [ref for ref in self.run.state.stages.values() if ref.path in gone]
         for ref in lost:
-            self._on_event(
+            self.report(
                 Notice(
                     text=f"checkpoint {ref.path} is gone or has another size than was committed; rebuilding it"
                 )
             )
         self.run.commit(*(CheckpointLost(shard=r.shard, stage=r.stage, reason="missing") for r in lost))
 
+    @contextmanager
+    def heard_by(self, listener: OnEvent) -> Iterator[None]:
+        """Let somebody else hear what happens, for a while."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def report(self, event: Event) -> None:
+        """Tell everybody who listens."""
+        for listener in list(self._listeners):
+            listener(event)
+
     def _say(self, text: str) -> None:
-        event: Event = PhaseStarted(text=text)
-        self._on_event(event)
+        self.report(PhaseStarted(text=text))
+
+
+def _is_built(run: Run, shard: int, stage: int, key: str) -> bool:
+    ref = run.state.stages.get((shard, stage))
+    return ref is not None and ref.key == key
+
+
+def _closed(run: Run, batch: str) -> BatchClosed:
+    done = run.state.batches[batch]
+    return BatchClosed(
+        batch=batch,
+        stages_rebuilt=done.stages_rebuilt,
+        record_visits=done.record_visits,
+        full_retrain_record_visits=full_retrain_visits(run.spec, run.state),
+        objects_purged=done.objects_purged,
+        bytes_purged=done.bytes_purged,
+    )

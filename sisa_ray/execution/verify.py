@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from sisa_ray.core.errors import ConfigError, IntegrityError, PurgeIncomplete, RunConflict, SourceMissing
 from sisa_ray.core.identity import differences
-from sisa_ray.core.planner import Lineage, Purge, decide, missing_stages
+from sisa_ray.core.planner import Lineage, missing_stages
 from sisa_ray.core.records import Verified
+from sisa_ray.core.step import Purge, step
+from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import OnEvent, PhaseStarted, ignore
 from sisa_ray.execution.intake import Origin, ingest_replica
 from sisa_ray.execution.opening import Target, existing_run
@@ -54,28 +56,40 @@ def verify(
     Raises:
         RunConflict: where the run is not complete: train or finish it first.
     """
-    started = time.monotonic()
     run = existing_run(target)
-    chosen = _choose(run.spec.config.sisa.num_shards, shards, sample)
-    decision = decide(run.spec, run.state, train=True) if run.state.ingested else None
-    if run.state.ingested is None or not (decision is None or isinstance(decision, Purge)):
-        raise RunConflict(f"{run.address}: the run is not complete; `sisa-ray train RUN` completes it")
+    _choose(run.spec.config.sisa.num_shards, shards, sample)
+    coordinator = find_coordinator(run.address)
+    if coordinator is not None:
+        found: VerifyResult = coordinator.call("verify", on_event=on_event, shards=shards, sample=sample)
+        return found
+    _require_complete(run)
     with (
         new_workers() as workers,
         Session(run, workers, command="verify", on_event=on_event, replica=True) as session,
     ):
-        if run.state.purge_due:
-            purge(run, attempt=session.attempt)
-        place = layout.scratch_prefix(session.attempt)
-        store = run.store.child(place.rstrip("/"))
-        try:
-            replica, origin = _retrain(run, store, workers, chosen, on_event)
-            on_event(PhaseStarted(text="comparing"))
-            comparison = _Comparison(run, replica, chosen)
-            comparison.compare(workers)
-        finally:
-            _remove(run.store, place)
-        run.commit(Verified(shards=chosen, source=origin, outcome=comparison.outcome))
+        return verify_in(session, shards=shards, sample=sample)
+
+
+def verify_in(
+    session: Session, *, shards: Sequence[int] | None = None, sample: int | None = None
+) -> VerifyResult:
+    """:func:`verify`, in a session on the run."""
+    started = time.monotonic()
+    run = session.run
+    chosen = _choose(run.spec.config.sisa.num_shards, shards, sample)
+    _require_complete(run)
+    if run.state.purge_due:
+        purge(run, attempt=session.attempt)
+    place = layout.scratch_prefix(session.attempt)
+    store = run.store.child(place.rstrip("/"))
+    try:
+        replica, origin = _retrain(run, store, session.workers, chosen, session.report)
+        session.report(PhaseStarted(text="comparing"))
+        comparison = _Comparison(run, replica, chosen)
+        comparison.compare(session.workers)
+    finally:
+        _remove(run.store, place)
+    run.commit(Verified(shards=chosen, source=origin, outcome=comparison.outcome))
     return VerifyResult(
         address=run.address,
         outcome=comparison.outcome,
@@ -87,6 +101,12 @@ def verify(
         first_difference=comparison.first_difference,
         seconds=time.monotonic() - started,
     )
+
+
+def _require_complete(run: Run) -> None:
+    decision = step(run.spec, run.state, train=True) if run.state.ingested else None
+    if run.state.ingested is None or not (decision is None or isinstance(decision, Purge)):
+        raise RunConflict(f"{run.address}: the run is not complete; `sisa-ray train RUN` completes it")
 
 
 def _retrain(

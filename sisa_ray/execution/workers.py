@@ -11,7 +11,7 @@ import ray
 
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.actor import ActorContext
-from sisa_ray.execution.events import OnEvent
+from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.pool import ShardPool
 
 
@@ -52,6 +52,10 @@ class Workers:
     def join_ray(self) -> None:
         """Have Ray, for work that needs no shard actors."""
         ensure_ray()
+
+    def num_slots(self, spec: Spec) -> int:
+        """Shards of ``spec`` that the cluster can train side by side."""
+        return self.pool(spec, ignore).num_slots()
 
     def pool(self, spec: Spec, on_event: OnEvent) -> ShardPool:
         """The pool for runs of ``spec``; made, and Ray joined, at the first call and with every other spec."""

@@ -25,6 +25,25 @@ Quiet = Annotated[
 ]
 
 
+SubjectsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SUBJECT…", help="Whom. Put -- before subjects that begin with '-'."),
+]
+SubjectsFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Text (UTF-8, one subject a line; - reads standard input) or .parquet."
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of a Parquet subjects file that names the subjects."),
+]
+RequestName = Annotated[
+    str, typer.Argument(metavar="REQUEST", help="The request, or the beginning of its id.")
+]
+
+
 class Rule(StrEnum):
     """Aggregation rules."""
 

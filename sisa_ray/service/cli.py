@@ -5,33 +5,34 @@ Nothing heavy is imported before a command needs it: ``--help`` answers at once.
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel
 
 from sisa_ray import __version__
 from sisa_ray.core.errors import ConfigError
-from sisa_ray.service import render
+from sisa_ray.service import coordinator_commands, desk_commands, evidence_commands, render
 from sisa_ray.service.arguments import (
     BaselineKind,
+    Column,
     Config,
     Json,
     Quiet,
     Rule,
     Run,
+    SubjectsArgument,
     SubjectsCommand,
+    SubjectsFile,
     examples,
     parse_shards,
 )
-from sisa_ray.service.console import EXIT_DIFFERENT, EXIT_NOT_COMPARABLE, Output
+from sisa_ray.service.console import EXIT_DIFFERENT, EXIT_NOT_COMPARABLE, Output, document_of
 from sisa_ray.service.environment import quiet_ray
 from sisa_ray.service.subjects import gather_subjects
 
 _EPILOG = """Exit codes:
   0 done
-  1 verify: the bits differ
+  1 verify: the bits differ; a certificate does not hold
   2 usage or bad input
   3 verify: not comparable on this platform
   4 storage refused, failed, or holds something broken
@@ -51,12 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-def _document(result: BaseModel) -> dict[str, Any]:
-    # By way of JSON text, where pydantic writes numbers that are none (nan) as null.
-    document: dict[str, Any] = json.loads(result.model_dump_json())
-    return document
 
 
 def _version(wanted: bool) -> None:
@@ -85,7 +80,7 @@ def ingest(config: Config, as_json: Json = False, quiet: Quiet = False) -> None:
         from sisa_ray.execution import commands
 
         result = commands.ingest(config, on_event=display)
-    output.emit(_document(result), lambda: render.ingest_text(result))
+    output.emit(document_of(result), lambda: render.ingest_text(result))
 
 
 @app.command(epilog=examples("train mnist.yaml"))
@@ -96,13 +91,13 @@ def train(config: Config, as_json: Json = False, quiet: Quiet = False) -> None:
         from sisa_ray.execution import commands
 
         result = commands.train(config, on_event=display)
-    output.emit(_document(result), lambda: render.train_text(result))
+    output.emit(document_of(result), lambda: render.train_text(result))
 
 
 @app.command(
     cls=SubjectsCommand,
     epilog=examples(
-        "unlearn s3://sisa-runs/mnist train-00017 train-00403",
+        "unlearn s3://sisa-runs/mnist train-17 train-403",
         "unlearn mnist.yaml --subjects-file leavers.txt",
         "unlearn mnist.yaml --subjects-file leavers.parquet --column customer",
         "unlearn mnist.yaml -- -17",
@@ -110,22 +105,9 @@ def train(config: Config, as_json: Json = False, quiet: Quiet = False) -> None:
 )
 def unlearn(
     run: Run,
-    subjects: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SUBJECT…", help="Whom to forget. Put -- before subjects that begin with '-'."
-        ),
-    ] = None,
-    subjects_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Text (UTF-8, one subject a line; - reads standard input) or .parquet."
-        ),
-    ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Column of a Parquet subjects file that names the subjects."),
-    ] = None,
+    subjects: SubjectsArgument = None,
+    subjects_file: SubjectsFile = None,
+    column: Column = None,
     show_ids: Annotated[
         bool,
         typer.Option(
@@ -145,7 +127,7 @@ def unlearn(
             from sisa_ray.execution import commands
 
             result = commands.unlearn(run, people.keys, on_event=display)
-    document = _document(result)
+    document = document_of(result)
     for row in document["rows"]:
         row["from"] = people.places[row["row"]]
         if show_ids:
@@ -178,7 +160,7 @@ def verify(
             from sisa_ray.execution import commands
 
             result = commands.verify(run, shards=chosen, sample=sample, on_event=display)
-    output.emit(_document(result), lambda: render.verify_text(result))
+    output.emit(document_of(result), lambda: render.verify_text(result))
     if result.outcome != "bit-identical":
         raise typer.Exit(EXIT_DIFFERENT if result.outcome == "different" else EXIT_NOT_COMPARABLE)
 
@@ -204,7 +186,7 @@ def predict(
         from sisa_ray.execution import commands
 
         result = commands.predict(run, table, out=out, rule=rule.value if rule else None, on_event=display)
-    output.emit(_document(result), lambda: render.predict_text(result))
+    output.emit(document_of(result), lambda: render.predict_text(result))
 
 
 @app.command(epilog=examples("status s3://sisa-runs/mnist"))
@@ -215,7 +197,7 @@ def status(run: Run, as_json: Json = False, quiet: Quiet = False) -> None:
         from sisa_ray.execution import commands
 
         result = commands.status(run)
-    output.emit(_document(result), lambda: render.status_text(result))
+    output.emit(document_of(result), lambda: render.status_text(result))
 
 
 @app.command(epilog=examples("baseline mnist.yaml --kind one_shard"))
@@ -233,7 +215,7 @@ def baseline(
         from sisa_ray.execution import commands
 
         result = commands.baseline(run, kind.value, on_event=display)
-    output.emit(_document(result), lambda: render.baseline_text(result))
+    output.emit(document_of(result), lambda: render.baseline_text(result))
 
 
 @app.command(epilog=examples("demo --dir /tmp/sisa-demo"))
@@ -255,6 +237,10 @@ def demo(
         output.emit(document)
     if not document["verify"]["bit_identical"]:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+for commands_of in (desk_commands, evidence_commands, coordinator_commands):
+    commands_of.add_to(app)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
 
 import typer
+from pydantic import TypeAdapter
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -119,6 +120,12 @@ class Output:
         """The reader has what it wanted; what Python has still to flush goes nowhere."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.result.fileno())
         raise typer.Exit(EXIT_BROKEN_PIPE) from None
+
+
+def document_of(result: Any) -> dict[str, Any]:
+    """A result (a pydantic model or a dataclass) as plain JSON data; numbers that are none (nan) become null."""
+    document: dict[str, Any] = json.loads(TypeAdapter(type(result)).dump_json(result))
+    return document
 
 
 class _Console(Console):

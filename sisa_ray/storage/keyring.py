@@ -105,7 +105,12 @@ def _write(file: Path, text: str) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     # The run is of no use without it: the name must be durable, too.
-    directory_fd = os.open(file.parent, os.O_RDONLY)
+    sync_directory(file.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make new names in a directory durable."""
+    directory_fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory_fd)
     finally:

@@ -11,8 +11,14 @@ CHECKPOINTS = "checkpoints/"
 REQUESTS = "requests/"
 CERTIFICATES = "certificates/"
 SCRATCH = "scratch/"
+TEMPORARY = ".tmp/"
+"""Where a local directory keeps what is not written to its end yet."""
+COORDINATOR = "coordinator.json"
+"""Who has the run: advice for people and commands; what decides is the log."""
 
-PERMANENT = (SPEC, LOG, CERTIFICATES)
+SNAPSHOTS = "snapshots/"
+
+PERMANENT = (SPEC, LOG, SNAPSHOTS, CERTIFICATES, COORDINATOR)
 """Prefixes that purge never touches."""
 
 _PARTIAL = re.compile(
@@ -23,6 +29,11 @@ _PARTIAL = re.compile(
 def entry_path(seq: int) -> str:
     """The object of one entry of the commit log."""
     return f"{LOG}{seq:020d}.json"
+
+
+def snapshot_path(seq: int) -> str:
+    """The state after one entry of the commit log."""
+    return f"{SNAPSHOTS}{seq:020d}.json"
 
 
 def slice_path(shard: int, slice_: int, attempt: str) -> str:
@@ -51,9 +62,14 @@ def parse_partial(path: str) -> tuple[str, int, str] | None:
     return (match["key"], int(match["step"]), match["digest"]) if match else None
 
 
-def request_path(request: str) -> str:
-    """The payload of one request: the only object that names who asked."""
-    return f"{REQUESTS}{request}.json"
+def payload_path(name: str) -> str:
+    """The payload of one group of requests: the only objects that name who asked."""
+    return f"{REQUESTS}{name}.json"
+
+
+def certificate_path(batch: str) -> str:
+    """The signed certificate of one batch."""
+    return f"{CERTIFICATES}{batch}.json"
 
 
 def scratch_prefix(attempt: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from sisa_ray.core.errors import ObjectExists, ObjectMissing, StorageDenied, StorageError, StorageFull
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.storage.objects import ObjectInfo, ObjectStore, checked_path
 from sisa_ray.storage.retry import DEFAULT_PATIENCE_S, Transient, with_patience
 
@@ -100,11 +101,11 @@ class LocalStore:
 
         self._patiently(path, lambda: self._write(path, data, link), is_repeatable=False)
 
-    def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, all_versions: bool = False, after: str = "") -> Iterator[ObjectInfo]:
         """Objects whose path begins with ``prefix``; with ``all_versions`` also unfinished temporary files."""
         # Only directories that can hold such paths are entered.
         start = self._root / prefix.rpartition("/")[0]
-        return iter(self._patiently(prefix, lambda: self._listed(start, prefix, all_versions)))
+        return iter(self._patiently(prefix, lambda: self._listed(start, prefix, all_versions, after)))
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects and directories that this leaves empty."""
@@ -119,6 +120,10 @@ class LocalStore:
         """The store rooted at ``prefix``."""
         return LocalStore(str(self._at(prefix.rstrip("/"))), patience_s=self._patience_s, anchor=self._anchor)
 
+    def protection(self) -> BucketProtection:
+        """Nothing that a directory could tell: snapshots and backups below it do not show."""
+        return BucketProtection()
+
     def _read(self, path: str, read: Callable[[Path], T]) -> T:
         def attempt() -> T:
             try:
@@ -132,16 +137,18 @@ class LocalStore:
     def _at(self, path: str) -> Path:
         return self._root / checked_path(path)
 
-    def _listed(self, start: Path, prefix: str, all_versions: bool) -> Sequence[ObjectInfo]:
+    def _listed(self, start: Path, prefix: str, all_versions: bool, after: str) -> Sequence[ObjectInfo]:
         self._anchor.check()
         found = []
         for directory, _, names in os.walk(start, onerror=_raise_unless_missing):
+            inside = Path(directory).relative_to(self._root).as_posix()
+            if not all_versions and _TEMPORARY in inside.split("/"):
+                continue
             for name in names:
-                file = Path(directory, name)
-                path = file.relative_to(self._root).as_posix()
-                if path.startswith(prefix) and (all_versions or _TEMPORARY not in path.split("/")):
+                path = name if inside == "." else f"{inside}/{name}"
+                if path.startswith(prefix) and path > after:
                     try:
-                        found.append(ObjectInfo(path=path, size_bytes=file.stat().st_size))
+                        found.append(ObjectInfo(path=path, size_bytes=Path(directory, name).stat().st_size))
                     except FileNotFoundError:
                         continue  # deleted meanwhile
         self._anchor.check()  # it may have gone under way, and its absence must not look like empty directories

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -20,11 +21,12 @@ from sisa_ray.core.errors import (
     StorageUnavailable,
 )
 from sisa_ray.core.keys import canonical_json, file_digest
-from sisa_ray.core.records import Record, dump_record, load_record
+from sisa_ray.core.records import LOG_VERSION, Record, dump_record, load_record
 from sisa_ray.storage import layout
 from sisa_ray.storage.objects import ObjectStore
 
-LOG_VERSION = 1
+_MOST_AHEAD = 16
+"""Entries that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Entry:
 
     head: Head
     commit: str
-    at: str
+    at: datetime
     records: tuple[Record, ...]
 
 
@@ -56,6 +58,13 @@ def _now() -> datetime:
 
 def _new_id() -> str:
     return uuid.uuid4().hex
+
+
+def _aware(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("a time without a time zone")
+    return at
 
 
 class CommitLog:
@@ -69,28 +78,43 @@ class CommitLog:
         new_id: Callable[[], str] = _new_id,
     ) -> None:
         self._store = store
-        self._clock = clock
+        self.now = clock
         self._new_id = new_id
 
-    def read(self, after: Head = Head.START) -> list[Entry]:
-        """All entries after ``after``, in order.
+    def read(self, after: Head = Head.START, *, is_whole: bool = True) -> list[Entry]:
+        """All entries after ``after``, in order. ``is_whole`` looks for later ones beyond a missing one, too.
 
         Raises:
             IntegrityError: naming the entry that is missing, was changed, or is from a newer version.
         """
         entries: list[Entry] = []
         head = after
-        while True:
-            path = layout.entry_path(head.seq + 1)
-            try:
-                data = self._store.get(path)
-            except ObjectMissing:
-                break
-            entry = self._parse(path, data, head)
+        for data in self._stored_after(head.seq):
+            entry = self._parse(layout.entry_path(head.seq + 1), data, head)
             entries.append(entry)
             head = entry.head
-        self._check_nothing_beyond(head)
+        if is_whole:
+            self._check_nothing_beyond(head)
         return entries
+
+    def _stored_after(self, seq: int) -> Iterator[bytes]:
+        """The bytes of the entries after ``seq`` as far as they are there; long logs are read many at a time."""
+        ahead = 1
+        with ThreadPoolExecutor(_MOST_AHEAD) as readers:
+            while True:
+                numbers = range(seq + 1, seq + 1 + ahead)
+                read = map if ahead == 1 else readers.map
+                for data in read(self._stored, numbers):
+                    if data is None:
+                        return
+                    yield data
+                seq, ahead = seq + ahead, min(2 * ahead, _MOST_AHEAD)
+
+    def _stored(self, seq: int) -> bytes | None:
+        try:
+            return self._store.get(layout.entry_path(seq))
+        except ObjectMissing:
+            return None
 
     def append(self, records: Sequence[Record], *, head: Head) -> Entry:
         """Commit ``records`` as the entry after ``head``.
@@ -99,14 +123,14 @@ class CommitLog:
             CommitFailed: where another process has committed that number: nothing of this one was applied.
             CommitStateUnknown: where storage went away before it answered.
         """
-        commit, at, seq = self._new_id(), self._clock().isoformat(), head.seq + 1
+        commit, at, seq = self._new_id(), self.now(), head.seq + 1
         data = canonical_json(
             {
                 "version": LOG_VERSION,
                 "seq": seq,
                 "prev": head.digest,
                 "commit": commit,
-                "at": at,
+                "at": at.isoformat(),
                 "records": [dump_record(r) for r in records],
             }
         )
@@ -154,8 +178,12 @@ class CommitLog:
                     f"changed after it was committed; {mend}"
                 )
             records = tuple(load_record(r) for r in entry["records"])
-            commit, at = str(entry["commit"]), str(entry["at"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            commit, at = str(entry["commit"]), _aware(entry["at"])
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise IntegrityError(f"{name}: is no log entry ({where}: {fault['msg']}); {mend}") from None
+        except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{name}: is no log entry ({type(error).__name__}: {error}); {mend}"
             ) from None
@@ -165,12 +193,11 @@ class CommitLog:
 
     def _check_nothing_beyond(self, head: Head) -> None:
         """The log must end where reading stopped: a later entry means that one between is missing."""
-        for info in self._store.list(layout.LOG):
-            if info.path > layout.entry_path(head.seq):
-                # It may have been committed since we looked.
-                if info.path == layout.entry_path(head.seq + 1):
-                    return
-                raise IntegrityError(
-                    f"{self._store.url}/{layout.entry_path(head.seq + 1)}: is missing, though {info.path} is there; "
-                    "restore the log from a backup"
-                )
+        last = layout.entry_path(head.seq) if head.seq >= 0 else layout.LOG
+        beyond = sorted(info.path for info in self._store.list(layout.LOG, after=last))
+        # The next one may have been committed since we looked.
+        if beyond and beyond[0] != layout.entry_path(head.seq + 1):
+            raise IntegrityError(
+                f"{self._store.url}/{layout.entry_path(head.seq + 1)}: is missing, though {beyond[0]} is there; "
+                "restore the log from a backup"
+            )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from sisa_ray.core.errors import ConfigError, StorageError
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.storage.retry import DEFAULT_PATIENCE_S
 
 PATIENCE_VARIABLE = "SISA_RAY_STORAGE_PATIENCE_S"
@@ -48,8 +49,8 @@ class ObjectStore(Protocol):
         StorageUnavailable means that the outcome is unknown; every other error, that nothing was written.
         """
 
-    def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
-        """Objects whose path begins with ``prefix``.
+    def list(self, prefix: str = "", *, all_versions: bool = False, after: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose path begins with ``prefix`` and comes ``after`` that one, in no order that counts.
 
         ``all_versions`` adds what only storage itself can see: noncurrent versions, deletion markers,
         unfinished uploads and temporary files. Deleting their paths removes them.
@@ -63,6 +64,9 @@ class ObjectStore(Protocol):
 
     def child(self, prefix: str) -> ObjectStore:
         """The store rooted at ``prefix`` below this one."""
+
+    def protection(self) -> BucketProtection:
+        """What becomes of objects below the root when they are deleted, or deletes them without us."""
 
 
 def open_store(url: str) -> ObjectStore:

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
 from pydantic import ValidationError
 
+from sisa_ray.core.clocks import shortest_days
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import (
     BucketMissing,
+    CommitFailed,
     IntegrityError,
     ObjectExists,
     ObjectMissing,
     RunConflict,
     RunNotFound,
+    StateMoved,
     StorageDenied,
     StorageFull,
 )
 from sisa_ray.core.identity import SPEC_VERSION, Spec, differences
 from sisa_ray.core.keys import Secret, canonical_json
-from sisa_ray.core.records import Record, RunCreated
-from sisa_ray.core.state import RunState
+from sisa_ray.core.protection import refuse_retention
+from sisa_ray.core.records import FROM_OUTSIDE, Record, RunCreated
+from sisa_ray.core.requests import EntryMark
+from sisa_ray.core.state import RunState, dump_state
 from sisa_ray.storage import keyring, layout
-from sisa_ray.storage.log import CommitLog, Head
+from sisa_ray.storage.log import CommitLog, Entry, Head
 from sisa_ray.storage.objects import ObjectStore, open_store
+from sisa_ray.storage.snapshots import SNAPSHOT_EVERY, load_snapshot, store_snapshot
 
 
 class Run:
-    """A run as this process knows it. :meth:`commit` is the only way to change it."""
+    """A run as this process knows it. :meth:`commit` is the only way to change it.
+
+    Several threads may commit. Whoever iterates over the state while others do holds :attr:`lock`.
+    """
 
     def __init__(self, store: ObjectStore, spec: Spec, secret: Secret) -> None:
         self.store = store
         self.spec = spec
         self.secret = secret
         self.log = CommitLog(store)
-        self.head = Head.START
-        self.state = RunState()
+        self.state = load_snapshot(store, secret) or RunState()
+        self.head = Head(seq=self.state.entry.seq, digest=self.state.entry.digest)
+        self._snapshot_seq = self.head.seq
+        self.lock = threading.RLock()
+        self.attempt: str | None = None
+        """The attempt that this process works under, once it has taken the run."""
+        self.in_flight: set[str] = set()
+        """Objects being written that no committed record names yet: a purge in this process spares them."""
         self.refresh()
 
     @property
@@ -41,21 +61,77 @@ class Run:
         """Where the run lives."""
         return self.store.url
 
-    def refresh(self) -> None:
-        """Apply what was committed since the last look."""
-        for entry in self.log.read(self.head):
-            for record in entry.records:
-                self.state.apply(record)
-            self.head = entry.head
+    def now(self) -> datetime:
+        """The time on the log's clock."""
+        return self.log.now()
+
+    def refresh(self, *, is_whole: bool = True) -> None:
+        """Apply what was committed since the last look.
+
+        ``is_whole``: also see to it that no entry is missing before a later one.
+        """
+        with self.lock:
+            for entry in self.log.read(self.head, is_whole=is_whole):
+                self._apply(entry)
 
     def commit(self, *records: Record) -> None:
         """Append one entry and apply it.
 
+        Requests may be accepted by other processes at any time: what this one, having taken the run, was about
+        to commit then follows theirs.
+
         Raises:
-            CommitFailed: where another process has written to the run since; this one must stop.
+            CommitFailed: where another process has taken the run since; this one must stop.
+            StateMoved: where an earlier commit of this process, thought lost, turns out to have been applied: what
+                was about to be committed must be decided anew.
         """
-        entry = self.log.append(records, head=self.head)
-        for record in records:
+        with self.lock:
+            while True:
+                try:
+                    entry = self.log.append(records, head=self.head)
+                except CommitFailed:
+                    if not self._caught_up():
+                        raise
+                    continue
+                self._apply(entry)
+                return
+
+    def snapshot(self) -> None:
+        """Store a snapshot where the last one is long ago."""
+        if self.head.seq - self._snapshot_seq < SNAPSHOT_EVERY:
+            return
+        with self.lock:
+            seq, state = self.head.seq, dump_state(self.state)
+        store_snapshot(self.store, self.secret, seq, state)
+        self._snapshot_seq = seq
+
+    def _caught_up(self) -> bool:
+        """Apply what was committed meanwhile; whether this process still has the run."""
+        news = self.log.read(self.head, is_whole=False)
+        for entry in news:
+            self._apply(entry)
+        if self.attempt is None or self.state.attempt != self.attempt:
+            return False
+        if not all(isinstance(record, FROM_OUTSIDE) for entry in news for record in entry.records):
+            raise StateMoved(
+                f"{self.address}: a commit that was thought lost had been applied; run the same command again"
+            )
+        return True
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[None]:
+        """Write an object and commit the record that names it; until then no purge of this process takes it."""
+        with self.lock:
+            self.in_flight.add(path)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.in_flight.discard(path)
+
+    def _apply(self, entry: Entry) -> None:
+        self.state.entry = EntryMark(seq=entry.head.seq, digest=entry.head.digest, at=entry.at)
+        for record in entry.records:
             self.state.apply(record)
         self.head = entry.head
 
@@ -111,6 +187,7 @@ def open_with_spec(store: ObjectStore, spec: Spec) -> Run:
     """
     there = read_spec(store)
     if there is None:
+        _refuse_retention(store, spec)
         secret = (
             keyring.load(spec.secret_id)
             if spec.secret_id
@@ -145,6 +222,7 @@ def with_circumstances(spec: Spec, config: SisaConfig) -> Spec:
         "name",
         "storage_path",
         "resources",
+        "unlearning",
         "aggregation",
         "keep_checkpoints",
         "partial_checkpoint_every_s",
@@ -166,12 +244,20 @@ def _opened(store: ObjectStore, spec: Spec) -> Run:
     run = Run(store, spec, keyring.load(spec.secret_id))
     created = run.state.created
     if created is None:
-        run.commit(RunCreated(spec_digest=spec.digest, secret_id=spec.secret_id))
+        protection = store.protection()
+        run.commit(RunCreated(spec_digest=spec.digest, secret_id=spec.secret_id, protection=protection))
     elif created.spec_digest != spec.digest:
         raise IntegrityError(
             f"{store.url}/{layout.SPEC}: is not the spec that the log's first entry names; restore spec.json"
         )
     return run
+
+
+def _refuse_retention(store: ObjectStore, spec: Spec) -> None:
+    """Refuse a bucket that keeps the deleted for longer than the run's shortest legal clock."""
+    policy = spec.config.unlearning
+    clock_days = shortest_days(policy.basis, custom_days=policy.custom_days)
+    refuse_retention(store.protection(), clock_days=clock_days, where=store.url)
 
 
 def discard_run(run: Run) -> None:

@@ -13,7 +13,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 import s3fs
 
 from sisa_ray.core.errors import ConfigError, ObjectExists, ObjectMissing, StorageDenied, StorageError
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.storage.objects import ObjectInfo, ObjectStore, checked_path
+from sisa_ray.storage.protection import keeps_versions, read_s3
 from sisa_ray.storage.ranged import open_ranged
 from sisa_ray.storage.retry import DEFAULT_PATIENCE_S, Transient, with_patience
 from sisa_ray.storage.s3_errors import OperationUnsupported, mapped, mapped_deletion
@@ -98,10 +100,10 @@ class S3Store:
                 "overwrite what another one committed; keep runs on a server that supports conditional writes"
             )
 
-    def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, all_versions: bool = False, after: str = "") -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page from the server."""
-        entries = self._everything(prefix) if all_versions else self._objects(prefix)
-        return (self._info(entry) for entry in entries)
+        entries = self._everything(prefix) if all_versions else self._objects(prefix, after)
+        return (info for info in map(self._info, entries) if info.path > after)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects with all their versions, and uploads that were never finished."""
@@ -125,6 +127,10 @@ class S3Store:
     def child(self, prefix: str) -> ObjectStore:
         """The store rooted at ``prefix``."""
         return S3Store(f"{self.url}/{checked_path(prefix.rstrip('/'))}", patience_s=self._patience_s)
+
+    def protection(self) -> BucketProtection:
+        """What the bucket's configuration says about objects below the root."""
+        return self._patiently("", lambda fs: read_s3(fs.call_s3, self._bucket, self._prefix))
 
     def _create_once(self, path: str, data: bytes) -> None:
         full = self._full(path)
@@ -163,8 +169,10 @@ class S3Store:
         yield from self._versions(prefix) if self._versioned() else self._objects(prefix)
         yield from self._uploads(prefix)
 
-    def _objects(self, prefix: str) -> Iterator[dict[str, Any]]:
-        for page in self._pages(prefix, "list_objects_v2", ("ContinuationToken", "NextContinuationToken")):
+    def _objects(self, prefix: str, after: str = "") -> Iterator[dict[str, Any]]:
+        start = {"StartAfter": self._prefix + after} if after else {}
+        tokens = ("ContinuationToken", "NextContinuationToken")
+        for page in self._pages(prefix, "list_objects_v2", tokens, **start):
             yield from page.get("Contents", [])
 
     def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
@@ -184,8 +192,7 @@ class S3Store:
     def _versioned(self) -> bool:
         if self._is_versioned is None:
             try:
-                answer = self._call("", "get_bucket_versioning")
-                self._is_versioned = answer.get("Status") in ("Enabled", "Suspended")
+                self._is_versioned = keeps_versions(self._call("", "get_bucket_versioning"))
             except OperationUnsupported:
                 self._is_versioned = False
             except StorageDenied:
@@ -193,8 +200,9 @@ class S3Store:
                 self._is_versioned = True
         return self._is_versioned
 
-    def _pages(self, prefix: str, method: str, *tokens: tuple[str, str]) -> Iterator[dict[str, Any]]:
-        more: dict[str, Any] = {}
+    def _pages(
+        self, prefix: str, method: str, *tokens: tuple[str, str], **more: Any
+    ) -> Iterator[dict[str, Any]]:
         while True:
             page = self._call(prefix, method, Prefix=self._prefix + prefix, **more)
             yield page

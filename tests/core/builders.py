@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.identity import CodeIdentity, Spec
-from sisa_ray.core.records import SliceRef, StageRef
+from sisa_ray.core.records import RequestAccepted, SliceRef, StageRef
 
 PLATFORM = {"torch": "2", "device": "cpu"}
+RECEIVED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def config_data(**changes: object) -> dict[str, Any]:
@@ -119,4 +121,23 @@ def make_stage(
         record_visits=record_visits,
         seconds=0.5,
         platform=PLATFORM,
+    )
+
+
+def accepted(
+    request: str,
+    *tags: str,
+    payload: str | None = None,
+    received_at: datetime = RECEIVED,
+    days: float = 31,
+    **changes: Any,
+) -> RequestAccepted:
+    """An accepted request, due so many days after it was received."""
+    return RequestAccepted(
+        request=request,
+        tags=tags,
+        payload=f"requests/{request}" if payload is None else payload,
+        received_at=received_at,
+        due_at=received_at + timedelta(days=days),
+        **{"basis": "gdpr", "priority": "normal", "key": None, **changes},
     )

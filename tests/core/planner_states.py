@@ -8,7 +8,6 @@ from sisa_ray.core.identity import Spec
 from sisa_ray.core.planner import (
     Lineage,
     ShardPlan,
-    decide,
     missing_stages,
     wanted_checkpoints,
 )
@@ -18,17 +17,21 @@ from sisa_ray.core.records import (
     GenerationPublished,
     Purged,
     Record,
-    RequestAccepted,
+    RequestsFenced,
     SlicesRewritten,
     StageBuilt,
     TableIngested,
 )
 from sisa_ray.core.state import Place, RunState, fold
-from tests.core.builders import make_slice, make_spec, make_stage
+from sisa_ray.core.step import (
+    step,
+)
+from tests.core.builders import accepted, make_slice, make_spec, make_stage
 
 NUM_SHARDS, NUM_SLICES = 2, 5
 SIZES = {(k, r): 3 + k + r for k in range(NUM_SHARDS) for r in range(1, NUM_SLICES + 1)}
-ACCEPTED = RequestAccepted(request="r1", tags=("ada",), payload="requests/r1")
+ACCEPTED = accepted("r1", "ada")
+FENCED = RequestsFenced(requests=("r1",))
 PURGED = Purged(attempt="a0", num_objects=1, num_bytes=1)
 
 
@@ -73,7 +76,7 @@ def trained(spec: Spec) -> RunState:
     lineage = Lineage(spec, state)
     state.apply(GenerationPublished(generation=1, keys=tuple(lineage.keys(k)[-1] for k in range(NUM_SHARDS))))
     state.apply(PURGED)
-    assert decide(spec, state, train=True) is None
+    assert step(spec, state, train=True) is None
     return state
 
 

@@ -11,37 +11,32 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from sisa_ray.core import step as steps
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.partition import Layout, place
 from sisa_ray.core.planner import (
-    BuildStages,
-    CloseBatch,
-    Decision,
     Lineage,
-    PlanBatch,
-    Publish,
-    Purge,
-    RewriteSlices,
     ShardPlan,
-    decide,
     full_retrain_visits,
     missing_stages,
     named_paths,
-    rebuild_visits,
     wanted_checkpoints,
     wanted_partials,
 )
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
+    BatchCertified,
     BatchClosed,
     BatchPlanned,
     CheckpointLost,
     GenerationPublished,
+    PayloadRewritten,
     Purged,
     PurgePlanned,
     Record,
-    RequestAccepted,
+    RequestsFenced,
     RunCreated,
     SliceRef,
     SlicesRewritten,
@@ -52,7 +47,7 @@ from sisa_ray.core.records import (
     load_record,
 )
 from sisa_ray.core.state import Place, RunState, fold
-from tests.core.builders import content_digest, digest_of, make_slice
+from tests.core.builders import accepted, content_digest, digest_of, make_slice
 
 SIZE_BYTES = 100
 
@@ -108,7 +103,7 @@ class World:
             path = f"requests/{request}"
             self._put(path, new)
             tags = tuple(f"tag {s}" for s in new)
-            self._commit(RequestAccepted(request=request, tags=tags, payload=path))
+            self._commit(accepted(request, *tags, payload=path))
         self._reconcile(train=False)
 
     def crash(self) -> None:
@@ -154,7 +149,11 @@ class World:
     def _open(self, command: str) -> None:
         self._attempt = next(self._ids)
         if self.state.created is None:
-            self._commit(RunCreated(spec_digest=self.spec.digest, secret_id=self.spec.secret_id))
+            self._commit(
+                RunCreated(
+                    spec_digest=self.spec.digest, secret_id=self.spec.secret_id, protection=BucketProtection()
+                )
+            )
         self._commit(AttemptOpened(attempt=self._attempt, command=command))
         for ref in list(self.state.stages.values()):
             if ref.path is not None and ref.path not in self.objects:
@@ -184,27 +183,35 @@ class World:
         )
 
     def _reconcile(self, *, train: bool) -> None:
-        while (decision := decide(self.spec, self.state, train=train)) is not None:
+        while (decision := steps.step(self.spec, self.state, train=train)) is not None:
             self._execute(decision)
         self._commit(AttemptClosed(attempt=self._attempt))
 
-    def _execute(self, decision: Decision) -> None:
+    def _execute(self, decision: steps.Decision) -> None:
         match decision:
-            case PlanBatch(requests=requests):
+            case steps.FenceRequests(requests=requests):
+                self._commit(RequestsFenced(requests=requests))
+            case steps.PlanBatch(requests=requests):
                 self._commit(self._plan(requests))
-            case RewriteSlices(batch=batch):
+            case steps.RewriteSlices(batch=batch):
                 self._rewrite(batch)
-            case BuildStages(shards=plans):
+            case steps.BuildStages(shards=plans):
                 assert all(batch.rewritten for batch in self.state.batches.values())
                 assert len({plan.shard for plan in plans}) == len(plans)
                 for plan in plans:
                     self._build_shard(plan)
-            case Publish(generation=generation, keys=keys):
+            case steps.Publish(generation=generation, keys=keys):
                 self._commit(GenerationPublished(generation=generation, keys=keys))
-            case Purge():
+            case steps.Purge():
                 self._purge()
-            case CloseBatch(batch=batch):
+            case steps.RewritePayload(path=path, requests=requests):
+                new = f"requests/{next(self._ids)}"
+                self._put(new, {s for r in requests for s in self._named_by(r)})
+                self._commit(PayloadRewritten(before=path, path=new, requests=requests))
+            case steps.CloseBatch(batch=batch):
                 self._close(batch)
+            case steps.Certify(batch=batch):
+                self._commit(BatchCertified(batch=batch, path=f"certificates/{batch}", digest=""))
 
     def _plan(self, requests: Sequence[str]) -> BatchPlanned:
         routed = self._routed(requests)
@@ -279,7 +286,11 @@ class World:
             for ref in self.state.stages.values()
             if ref.path is not None and ref.path not in named
         ]
-        doomed = [p for p in self.objects if p not in named and not _is_partial_of(p, partials)]
+        doomed = [
+            p
+            for p in self.objects
+            if p not in named and not (p.startswith("partials/") and p.split("/")[3] in partials)
+        ]
         self._commit(*lost, PurgePlanned(attempt=self._attempt, num_objects=len(doomed)))
         for path in doomed:
             self._delete(path)
@@ -296,6 +307,7 @@ class World:
                 record_visits=done.record_visits,
                 full_retrain_record_visits=full_retrain_visits(self.spec, self.state),
                 objects_purged=done.objects_purged,
+                bytes_purged=done.bytes_purged,
             )
         )
 
@@ -343,8 +355,14 @@ class World:
         return self.objects[ref.path] if ref.path is not None else frozenset()
 
     def _routed(self, requests: Iterable[str]) -> dict[str, Place]:
-        subjects = [s for r in requests for s in sorted(self.objects[self.state.requests[r].payload])]
+        subjects = [s for r in requests for s in self._named_by(r)]
         return dict(zip(subjects, self._places(subjects), strict=True))
+
+    def _named_by(self, request: str) -> list[str]:
+        there = self.state.requests[request]
+        named = sorted(s for s in self.objects[there.payload] if f"tag {s}" in there.tags)
+        assert len(named) == len(there.tags)
+        return named
 
     def _places(self, subjects: Sequence[str]) -> list[Place]:
         sisa = self.spec.config.sisa
@@ -379,12 +397,3 @@ class World:
                 assert ref.file_digest == digest_of("state", key, previous, ref.platform["device"])
                 previous = ref.file_digest
             assert lineage.latest_clean(shard) == state.stages[shard, num_slices]
-
-    def predicted_visits(self) -> int:
-        """What the last closed batch must have cost, by the planner's own prediction."""
-        batch = list(self.state.closed_batches.values())[-1]
-        return rebuild_visits(self.spec, self.state, batch.plan.affected)
-
-
-def _is_partial_of(path: str, keys: set[str]) -> bool:
-    return path.startswith("partials/") and path.split("/")[3] in keys

@@ -3,29 +3,35 @@ from __future__ import annotations
 import pytest
 
 from sisa_ray.core.planner import (
-    BuildStages,
-    CloseBatch,
     Lineage,
-    PlanBatch,
-    Publish,
-    Purge,
-    RewriteSlices,
-    decide,
     full_retrain_visits,
     missing_stages,
 )
 from sisa_ray.core.records import (
+    BatchCertified,
     BatchClosed,
     GenerationPublished,
-    RequestAccepted,
+    RequestsFenced,
     SlicesRewritten,
     StageBuilt,
 )
 from sisa_ray.core.schedule import stage_steps
 from sisa_ray.core.state import RunState, fold
-from tests.core.builders import make_slice, make_stage
+from sisa_ray.core.step import (
+    BuildStages,
+    Certify,
+    CloseBatch,
+    FenceRequests,
+    PlanBatch,
+    Publish,
+    Purge,
+    RewriteSlices,
+    step,
+)
+from tests.core.builders import accepted, make_slice, make_stage
 from tests.core.planner_states import (
     ACCEPTED,
+    FENCED,
     NUM_SHARDS,
     NUM_SLICES,
     PURGED,
@@ -44,16 +50,16 @@ from tests.core.planner_states import (
 
 class TestDecide:
     def test_nothing_to_do_before_ingest(self) -> None:
-        assert decide(spec_of(), RunState(), train=True) is None
-        assert decide(spec_of(), RunState(), train=False) is None
+        assert step(spec_of(), RunState(), train=True) is None
+        assert step(spec_of(), RunState(), train=False) is None
 
     def test_training_is_building_what_is_missing(self) -> None:
-        decision = decide(spec_of(), fold([ingested()]), train=True)
+        decision = step(spec_of(), fold([ingested()]), train=True)
         assert isinstance(decision, BuildStages)
         assert stages_of(decision.shards) == {0: [1, 2, 3, 4, 5], 1: [1, 2, 3, 4, 5]}
 
     def test_ingest_alone_builds_nothing(self) -> None:
-        assert decide(spec_of(), fold([ingested()]), train=False) is None
+        assert step(spec_of(), fold([ingested()]), train=False) is None
 
     def test_what_is_complete_is_published_then_purged(self) -> None:
         spec, state = spec_of(), fold([ingested()])
@@ -61,96 +67,115 @@ class TestDecide:
             state.apply(record)
         lineage = Lineage(spec, state)
         keys = (lineage.keys(0)[-1], lineage.keys(1)[-1])
-        assert decide(spec, state, train=True) == Publish(generation=1, keys=keys)
+        assert step(spec, state, train=True) == Publish(generation=1, keys=keys)
         state.apply(GenerationPublished(generation=1, keys=keys))
-        assert decide(spec, state, train=True) == Purge()
+        assert step(spec, state, train=True) == Purge()
         state.apply(PURGED)
-        assert decide(spec, state, train=True) is None
-        assert decide(spec, state, train=False) is None
+        assert step(spec, state, train=True) is None
+        assert step(spec, state, train=False) is None
 
     def test_a_requests_way(self) -> None:
         spec, state = spec_of(), trained(spec_of())
         state.apply(ACCEPTED)
-        assert decide(spec, state, train=False) == PlanBatch(requests=("r1",))
+        assert step(spec, state, train=False) == FenceRequests(requests=("r1",))
+        state.apply(FENCED)
+        assert step(spec, state, train=False) == PlanBatch(requests=("r1",))
         state.apply(planned((1, 3), (1, 4)))
-        assert decide(spec, state, train=False) == RewriteSlices(batch="b1")
+        assert step(spec, state, train=False) == RewriteSlices(batch="b1")
         state.apply(rewritten((1, 3), (1, 4)))
-        decision = decide(spec, state, train=False)
+        decision = step(spec, state, train=False)
         assert isinstance(decision, BuildStages)
         assert stages_of(decision.shards) == {1: [3, 4, 5]}
         assert decision.shards[0].start == state.stages[1, 2]
         assert decision.shards[0].num_steps == sum(Lineage(spec, state).steps(1)[2:])
         for record in built(spec, state, [(1, 3), (1, 4), (1, 5)]):
             state.apply(record)
-        decision = decide(spec, state, train=False)
+        decision = step(spec, state, train=False)
         assert isinstance(decision, Publish)
         assert decision.generation == 2
         assert decision.keys[0] == state.published_keys[0]
         assert decision.keys[1] != state.published_keys[1]
         state.apply(GenerationPublished(generation=2, keys=decision.keys))
-        assert decide(spec, state, train=False) == Purge()
+        assert step(spec, state, train=False) == Purge()
         state.apply(PURGED)
-        assert decide(spec, state, train=False) == CloseBatch(batch="b1")
+        assert step(spec, state, train=False) == CloseBatch(batch="b1")
 
     def test_a_batch_that_touches_nothing_is_purged_and_closed(self) -> None:
         """The payload names people, known or not."""
         spec, state = spec_of(), trained(spec_of())
-        for record in (ACCEPTED, planned(), SlicesRewritten(batch="b1", slices=())):
+        for record in (ACCEPTED, FENCED, planned(), SlicesRewritten(batch="b1", slices=())):
             state.apply(record)
-        assert decide(spec, state, train=False) == Purge()
+        assert step(spec, state, train=False) == Purge()
         state.apply(PURGED)
-        assert decide(spec, state, train=False) == CloseBatch(batch="b1")
+        assert step(spec, state, train=False) == CloseBatch(batch="b1")
 
     def test_requests_are_batched_together(self) -> None:
         spec, state = spec_of(), trained(spec_of())
         state.apply(ACCEPTED)
-        state.apply(RequestAccepted(request="r2", tags=("joe",), payload="requests/r2"))
-        assert decide(spec, state, train=False) == PlanBatch(requests=("r1", "r2"))
+        state.apply(accepted("r2", "joe"))
+        state.apply(RequestsFenced(requests=("r1", "r2")))
+        assert step(spec, state, train=False) == PlanBatch(requests=("r1", "r2"))
 
     def test_a_batch_planned_before_a_crash_is_rewritten_before_the_next_is_planned(self) -> None:
         spec, state = spec_of(), trained(spec_of())
-        for record in (ACCEPTED, planned((0, 1)), RequestAccepted(request="r2", tags=("joe",), payload="p")):
+        for record in (ACCEPTED, FENCED, planned((0, 1)), accepted("r2", "joe", payload="p")):
             state.apply(record)
-        assert decide(spec, state, train=False) == RewriteSlices(batch="b1")
+        assert step(spec, state, train=False) == RewriteSlices(batch="b1")
         state.apply(rewritten((0, 1)))
-        assert decide(spec, state, train=False) == PlanBatch(requests=("r2",))
+        assert step(spec, state, train=False) == FenceRequests(requests=("r2",))
+        state.apply(RequestsFenced(requests=("r2",)))
+        assert step(spec, state, train=False) == PlanBatch(requests=("r2",))
 
     def test_an_unfinished_training_is_not_finished_by_a_request(self) -> None:
         spec, state = spec_of(), fold([ingested()])
-        for record in [*built(spec, state, [(0, 1), (0, 2)]), ACCEPTED, planned((0, 2)), rewritten((0, 2))]:
+        for record in [
+            *built(spec, state, [(0, 1), (0, 2)]),
+            ACCEPTED,
+            FENCED,
+            planned((0, 2)),
+            rewritten((0, 2)),
+        ]:
             state.apply(record)
-        assert decide(spec, state, train=False) == Purge()
+        assert step(spec, state, train=False) == Purge()
         lose(state, (0, 2)).apply(PURGED)
-        assert decide(spec, state, train=False) == CloseBatch(batch="b1")
+        assert step(spec, state, train=False) == CloseBatch(batch="b1")
         state.apply(
             BatchClosed(
-                batch="b1", stages_rebuilt=0, record_visits=0, full_retrain_record_visits=0, objects_purged=0
+                batch="b1",
+                stages_rebuilt=0,
+                record_visits=0,
+                full_retrain_record_visits=0,
+                objects_purged=0,
+                bytes_purged=0,
             )
         )
-        decision = decide(spec, state, train=True)
+        assert step(spec, state, train=False) == Certify(batch="b1")
+        state.apply(BatchCertified(batch="b1", path="certificates/b1.json", digest="d"))
+        assert step(spec, state, train=False) is None
+        decision = step(spec, state, train=True)
         assert isinstance(decision, BuildStages)
         assert stages_of(decision.shards) == {0: [2, 3, 4, 5], 1: [1, 2, 3, 4, 5]}
 
     def test_requests_before_ingest_are_kept_and_closed(self) -> None:
         spec = spec_of()
-        state = fold([ACCEPTED, planned(), SlicesRewritten(batch="b1", slices=()), PURGED])
-        assert decide(spec, state, train=False) == CloseBatch(batch="b1")
+        state = fold([ACCEPTED, FENCED, planned(), SlicesRewritten(batch="b1", slices=()), PURGED])
+        assert step(spec, state, train=False) == CloseBatch(batch="b1")
         assert full_retrain_visits(spec, state) == 0
 
     def test_the_same_keys_with_other_bits_are_published_anew(self) -> None:
         spec, state = spec_of(), lose(trained(spec_of()), (1, 5))
         key = state.stages[1, 5].key
         state.apply(StageBuilt(ref=make_stage(1, 5, key=key, file_digest="other")))
-        decision = decide(spec, state, train=True)
+        decision = step(spec, state, train=True)
         assert isinstance(decision, Publish)
         assert decision.generation == 2
 
     def test_a_configuration_that_keeps_fewer_is_followed(self) -> None:
         spec, state = spec_of(keep=[2]), trained(spec_of())
-        assert decide(spec, state, train=False) == Purge()
+        assert step(spec, state, train=False) == Purge()
         lose(state, *((k, r) for k, r in SIZES if r not in (2, 5)))
         state.apply(PURGED)
-        assert decide(spec, state, train=False) is None
+        assert step(spec, state, train=False) is None
 
 
 class TestMissingStages:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sisa_ray.core.planner import full_retrain_visits
+from sisa_ray.core.planner import full_retrain_visits, rebuild_visits
 from tests.core.builders import make_spec
 from tests.core.simulation import SIZE_BYTES, Crash, World
 
@@ -113,7 +113,9 @@ class TestForgetting:
         world.check_finished()
         if batch:
             closed = list(world.state.closed_batches.values())[-1]
-            assert closed.closed.record_visits == world.predicted_visits()
+            assert closed.closed.record_visits == rebuild_visits(
+                world.spec, world.state, closed.plan.affected
+            )
             assert closed.closed.full_retrain_record_visits == full_retrain_visits(world.spec, world.state)
             assert closed.closed.stages_rebuilt == len(world.stages_rebuilt) - before
 

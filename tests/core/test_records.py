@@ -8,36 +8,51 @@ from pydantic import ValidationError
 
 from sisa_ray.core import records
 from sisa_ray.core.keys import canonical_json
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
+    BatchCertified,
     BatchClosed,
     BatchPlanned,
     CheckpointLost,
     GenerationPublished,
+    PayloadOpened,
+    PayloadRewritten,
     Purged,
+    PurgeFailed,
     PurgePlanned,
     Record,
-    RequestAccepted,
+    RequestExtended,
+    RequestRejected,
+    RequestsFenced,
     RunCreated,
     SelfChecked,
     SlicesRewritten,
     StageBuilt,
+    SuppressionLifted,
     TableIngested,
     Verified,
     dump_record,
     load_record,
 )
-from tests.core.builders import make_slice, make_stage
+from tests.core.builders import RECEIVED, accepted, make_slice, make_stage
 
 SLICES = (make_slice(0, 1, ["1", "2"]), make_slice(0, 2, []))
 ALL: list[Record] = [
-    RunCreated(spec_digest="d", secret_id="s"),
+    RunCreated(spec_digest="d", secret_id="s", protection=BucketProtection()),
     AttemptOpened(attempt="a", command="train"),
     AttemptClosed(attempt="a"),
     TableIngested(attempt="a", columns="00ff", slices=SLICES, num_rows=2, num_refused=1),
     SelfChecked(platform={"torch": "2"}),
-    RequestAccepted(request="r", tags=("t1", "t2"), payload="requests/r.json"),
+    accepted("r", "t1", "t2", payload="requests/r.json"),
+    accepted("r2", "t3", key="k", priority="urgent", basis="ccpa"),
+    PayloadOpened(path="requests/p"),
+    RequestsFenced(requests=("r", "r2")),
+    RequestExtended(request="r", due_at=RECEIVED, reason="complexity"),
+    RequestRejected(request="r2", reason="identity-not-verified"),
+    PayloadRewritten(before="requests/r.json", path="requests/p", requests=("r",)),
+    SuppressionLifted(tags=("t1",), reason="consent-renewed", key_id="k", signature="00"),
     BatchPlanned(batch="b", requests=("r",), unknown=("t2",), num_records=1, affected=((0, 1), (2, 3))),
     SlicesRewritten(batch="b", slices=SLICES),
     StageBuilt(ref=make_stage(0, 1, key="k")),
@@ -47,8 +62,15 @@ ALL: list[Record] = [
     PurgePlanned(attempt="a", num_objects=3),
     Purged(attempt="a", num_objects=3, num_bytes=300),
     BatchClosed(
-        batch="b", stages_rebuilt=2, record_visits=24, full_retrain_record_visits=100, objects_purged=3
+        batch="b",
+        stages_rebuilt=2,
+        record_visits=24,
+        full_retrain_record_visits=100,
+        objects_purged=3,
+        bytes_purged=0,
     ),
+    PurgeFailed(problem="still there", retry_at=RECEIVED),
+    BatchCertified(batch="b", path="certificates/b.json", digest="d"),
     Verified(shards=(0, 1), source="slices", outcome="bit-identical"),
 ]
 each_record = pytest.mark.parametrize("record", ALL, ids=lambda r: r.type)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
@@ -14,7 +15,6 @@ from sisa_ray.core.records import (
     Purged,
     PurgePlanned,
     Record,
-    RequestAccepted,
     RunCreated,
     SelfChecked,
     SlicesRewritten,
@@ -24,7 +24,7 @@ from sisa_ray.core.records import (
     Verified,
 )
 from sisa_ray.core.state import RunState, fold
-from tests.core.builders import make_slice, make_stage
+from tests.core.builders import accepted, make_slice, make_stage
 from tests.core.test_records import ALL
 
 INGESTED = TableIngested(
@@ -34,11 +34,16 @@ INGESTED = TableIngested(
     num_rows=4,
     num_refused=0,
 )
-ACCEPTED = RequestAccepted(request="r1", tags=("ada", "eve"), payload="requests/r1")
+ACCEPTED = accepted("r1", "ada", "eve")
 PLANNED = BatchPlanned(batch="b1", requests=("r1",), unknown=("eve",), num_records=1, affected=((0, 1),))
 REWRITTEN = SlicesRewritten(batch="b1", slices=(make_slice(0, 1, [], attempt="a1"),))
 CLOSED = BatchClosed(
-    batch="b1", stages_rebuilt=2, record_visits=24, full_retrain_record_visits=90, objects_purged=3
+    batch="b1",
+    stages_rebuilt=2,
+    record_visits=24,
+    full_retrain_record_visits=90,
+    objects_purged=3,
+    bytes_purged=0,
 )
 PURGED = Purged(attempt="a1", num_objects=3, num_bytes=300)
 
@@ -71,7 +76,7 @@ def test_folding_does_not_share_between_states() -> None:
 
 
 def test_creation_and_schema() -> None:
-    created = RunCreated(spec_digest="d", secret_id="s")
+    created = RunCreated(spec_digest="d", secret_id="s", protection=BucketProtection())
     state = fold([created, INGESTED])
     assert state.created == created
     assert state.columns == "00ff"
@@ -133,18 +138,18 @@ class TestRequests:
         assert state.closed_batches["b1"].closed == CLOSED
 
     def test_a_second_request_does_not_take_over_the_first(self) -> None:
-        again = RequestAccepted(request="r2", tags=("ada", "joe"), payload="requests/r2")
+        again = accepted("r2", "ada", "joe")
         state = fold([INGESTED, ACCEPTED, again])
         assert state.suppressed == {"ada": "r1", "eve": "r1", "joe": "r2"}
 
     def test_who_was_forgotten_is_not_unknown_when_asked_for_again(self) -> None:
-        again = RequestAccepted(request="r2", tags=("ada", "joe"), payload="requests/r2")
+        again = accepted("r2", "ada", "joe")
         plan = BatchPlanned(batch="b2", requests=("r2",), unknown=("ada", "joe"), num_records=0, affected=())
         state = fold([INGESTED, ACCEPTED, PLANNED, REWRITTEN, PURGED, CLOSED, again, plan])
         assert state.unknown == {"eve", "joe"}
 
     def test_a_closed_batch_leaves_other_requests_open(self) -> None:
-        other = RequestAccepted(request="r2", tags=("joe",), payload="requests/r2")
+        other = accepted("r2", "joe")
         state = fold([INGESTED, ACCEPTED, PLANNED, other, REWRITTEN, PURGED, CLOSED])
         assert list(state.requests) == ["r2"]
 

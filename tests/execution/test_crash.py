@@ -16,6 +16,7 @@ from sisa_ray.execution import commands
 from sisa_ray.execution.events import Event, Notice, StageFinished, StageProgress
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.verify import verify
+from sisa_ray.storage.layout import PERMANENT
 from sisa_ray.storage.local import LocalStore
 from tests.execution.tables import make_config, make_table
 from tests.support.inline import InlineWorkers
@@ -41,7 +42,7 @@ def outcome(config: SisaConfig) -> dict[str, Any]:
         "bits": {place: ref.file_digest for place, ref in state.stages.items()},
         "contents": {place: ref.num_records for place, ref in state.slices.items()},
         "open": (len(state.requests), len(state.batches), state.purge_due),
-        "strays": {f for f in files - named if not f.startswith(("log/", "spec.json"))},
+        "strays": {f for f in files - named if not f.startswith(PERMANENT)},
     }
 
 

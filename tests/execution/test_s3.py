@@ -21,6 +21,7 @@ from sisa_ray.execution import commands
 from sisa_ray.execution.events import Event, StageFinished
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.verify import verify
+from sisa_ray.storage.layout import PERMANENT
 from sisa_ray.storage.objects import PATIENCE_VARIABLE, open_store
 from tests.execution.tables import make_config, make_table
 from tests.support.inline import InlineWorkers
@@ -107,7 +108,7 @@ def test_the_bits_are_those_of_a_directory_and_nothing_else_is_left(
     state = existing_run(config).state
     named = {s.path for s in state.slices.values()} | {s.path for s in state.stages.values()}
     listed = [info.path for info in open_store(config.address).list(all_versions=True)]
-    payload = [path for path in listed if not path.startswith(("log/", "spec.json"))]
+    payload = [path for path in listed if not path.startswith(PERMANENT)]
     assert sorted(payload) == sorted(path for path in named if path)
 
 

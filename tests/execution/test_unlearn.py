@@ -14,6 +14,7 @@ from sisa_ray.core.partition import Layout, place
 from sisa_ray.execution import commands
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.results import UnlearnResult
+from sisa_ray.storage.layout import PERMANENT
 from tests.execution.tables import make_config, make_table
 from tests.support.inline import InlineWorkers
 
@@ -184,4 +185,4 @@ def test_nothing_of_the_forgotten_is_left_in_the_run(tmp_path: Path) -> None:
     state = existing_run(config).state
     named = {s.path for s in state.slices.values()} | {s.path for s in state.stages.values()}
     payload = {str(p.relative_to(root / "run")) for p in root.rglob("*") if p.is_file()}
-    assert {p for p in payload if not p.startswith(("log/", "spec.json"))} == {p for p in named if p}
+    assert {p for p in payload if not p.startswith(PERMANENT)} == {p for p in named if p}

@@ -64,6 +64,7 @@ def status_result(*shards: Sequence[int], **changes: Any) -> StatusResult:
         num_suppressed=3,
         open_requests=0,
         purge_due=False,
+        purge_trouble=None,
         device="cpu",
         num_log_entries=7,
         shards=sizes(*shards),
@@ -81,6 +82,8 @@ def status_result(*shards: Sequence[int], **changes: Any) -> StatusResult:
 
 def unlearn_result(outcomes: Sequence[Outcome] = ("forgotten",), **changes: Any) -> UnlearnResult:
     result = UnlearnResult(
+        request="r0",
+        certificate="certificates/b0.json",
         address=ADDRESS,
         generation=2,
         num_subjects=len(outcomes),

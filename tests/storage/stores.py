@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
+from sisa_ray.core.protection import BucketProtection
 from sisa_ray.storage.objects import ObjectInfo, ObjectStore
 
 
@@ -30,8 +31,8 @@ class Wrapped:
     def create(self, path: str, data: bytes) -> None:
         self.inner.create(path, data)
 
-    def list(self, prefix: str = "", *, all_versions: bool = False) -> Iterator[ObjectInfo]:
-        return self.inner.list(prefix, all_versions=all_versions)
+    def list(self, prefix: str = "", *, all_versions: bool = False, after: str = "") -> Iterator[ObjectInfo]:
+        return self.inner.list(prefix, all_versions=all_versions, after=after)
 
     def delete(self, paths: Iterable[str]) -> None:
         self.inner.delete(paths)
@@ -41,6 +42,9 @@ class Wrapped:
 
     def child(self, prefix: str) -> ObjectStore:
         return self.inner.child(prefix)
+
+    def protection(self) -> BucketProtection:
+        return self.inner.protection()
 
 
 class CreateThenRaise(Wrapped):

@@ -112,14 +112,14 @@ def test_an_entry_that_was_reformatted_is_noticed_even_at_the_end(log: CommitLog
 
 
 def test_an_entry_of_a_newer_version_says_so(log: CommitLog, store: LocalStore) -> None:
-    rewrite(store, 3, version=2, records=[{"type": "something_new"}])
+    rewrite(store, 3, version=3, records=[{"type": "something_new"}])
     with pytest.raises(
-        IntegrityError, match=r"another version of sisa_ray \(log version 2, this one reads 1\)"
+        IntegrityError, match=r"another version of sisa_ray \(log version 3, this one reads 2\)"
     ):
         log.read()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff", b'{"version":1}'])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff", b'{"version":2}'])
 def test_what_is_no_entry_is_named(log: CommitLog, store: LocalStore, data: bytes) -> None:
     store.put(layout.entry_path(3), data)
     with pytest.raises(IntegrityError, match=rf"{layout.entry_path(3)}: .*restore the log from a backup"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from sisa_ray.core.identity import Spec
@@ -17,6 +17,9 @@ class InlinePool:
 
     def __init__(self, spec: Spec) -> None:
         self._context = ActorContext(spec=spec, search_path=())
+
+    def num_slots(self) -> int:
+        return 1
 
     def start(self, num_actors: int) -> None:
         pass
@@ -47,8 +50,10 @@ class InlinePool:
         job: BuildJob,
         handle: Callable[[ShardEvent], None],
         replan: Callable[[int], ShardPlan | None],
+        poll: Callable[[Mapping[int, ShardPlan]], object] = lambda _: None,
     ) -> None:
         for first in plans:
+            poll({})
             plan: ShardPlan | None = first
             while plan is not None:
                 for event in ShardActor(self._context).build(job, plan):

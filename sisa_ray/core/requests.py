@@ -1,0 +1,119 @@
+"""Requests and batches as the state has them, and the name of the state that each request is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sisa_ray.core.clocks import Basis
+from sisa_ray.core.records import BatchClosed, BatchPlanned, Priority, StageRef
+
+RequestState = Literal[
+    "accepted",
+    "fenced",
+    "batched",
+    "rebuilding",
+    "published",
+    "purging",
+    "certified",
+    "unknown",
+    "rejected",
+]
+"""``unknown``: certified, though the run held nobody whom it named. The others: see design.md."""
+
+Chains = tuple[StageRef, ...]
+"""Every stage that was built, of all shards."""
+
+
+@dataclass(kw_only=True)
+class Request:
+    """An accepted request. People are its tags; the payload names them until their slices are rewritten."""
+
+    request: str
+    tags: tuple[str, ...]
+    payload: str
+    received_at: datetime
+    accepted_at: datetime
+    due_at: datetime
+    basis: Basis
+    priority: Priority
+    key: str | None = None
+    """The hash of its idempotency key."""
+    is_extended: bool = False
+    fenced_at: datetime | None = None
+    batch: str | None = None
+    closed_at: datetime | None = None
+    is_rejected: bool = False
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it was late before it was accepted."""
+        return self.due_at < self.accepted_at
+
+
+@dataclass(kw_only=True)
+class OpenBatch:
+    """A planned batch that is not closed yet, with what its rebuild has cost so far."""
+
+    plan: BatchPlanned
+    planned_at: datetime
+    before: Chains
+    """Every stage as it was built when the batch was planned."""
+    unknown: tuple[str, ...]
+    """Tags whom the run did not hold, and had never held."""
+    rewritten: bool = False
+    published_at: datetime | None = None
+    purging: bool = False
+    verified_at: datetime | None = None
+    """When the absence of what was purged was verified."""
+    stages_rebuilt: int = 0
+    record_visits: int = 0
+    objects_purged: int = 0
+    bytes_purged: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryMark:
+    """The log entry that a state was last changed by. ``digest`` is the entry's hash."""
+
+    seq: int
+    digest: str
+    at: datetime
+
+
+@dataclass(kw_only=True)
+class Evidence:
+    """What a certificate is made of; kept until it is signed."""
+
+    before: Chains
+    after: Chains
+    published_at: datetime | None
+    verified_at: datetime | None
+    generation: int
+    entry: EntryMark
+    """The log entry that closed the batch."""
+
+
+@dataclass(kw_only=True)
+class ClosedBatch:
+    """What a batch touched, what it cost, and its certificate once that is signed."""
+
+    plan: BatchPlanned
+    closed: BatchClosed
+    planned_at: datetime
+    closed_at: datetime
+    unknown: tuple[str, ...]
+    evidence: Evidence | None
+    certificate: str | None = None
+    certificate_digest: str | None = None
+
+
+@dataclass(kw_only=True)
+class PurgeTrouble:
+    """A deletion that could not be verified; it is tried again, ever more seldom."""
+
+    problem: str
+    num_tries: int
+    since: datetime
+    retry_at: datetime
