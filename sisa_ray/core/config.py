@@ -117,8 +117,12 @@ class SisaSection(Section):
     @property
     def stage_epochs(self) -> list[Fraction]:
         """Epochs of each stage over its slices 1..r; their cost adds up to ``epochs``."""
+        return self.epochs_of(self.num_slices)
+
+    def epochs_of(self, num_stages: int) -> list[Fraction]:
+        """Epochs of so many stages, appended ones included."""
         schedule: Schedule = self.schedule
-        return stage_epochs(schedule, self.num_slices, self.epochs)
+        return stage_epochs(schedule, self.num_slices, self.epochs, num_stages=num_stages)
 
 
 class ArithmeticConfig(Section):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sisa_ray.core.keys import json_digest
 
 
-def stage_keys(spec_digest: str, shard: int, content_digests: Sequence[str]) -> list[str]:
+def stage_keys(
+    spec_digest: str,
+    shard: int,
+    content_digests: Sequence[str],
+    appended: Mapping[int, Mapping[str, object]] | None = None,
+) -> list[str]:
     """Keys of stages 1..R of one shard, from the content digests of its slices 1..R.
+
+    ``appended`` has what the spec does not say of a stage that an append added: its epochs and its segment.
 
     Each key hashes the one before it, so it covers the spec, the shard, the stage number, the contents of
     slices 1..r and the state after stage r-1. The settling stage (the last one rounds up) follows from the
@@ -21,8 +28,15 @@ def stage_keys(spec_digest: str, shard: int, content_digests: Sequence[str]) -> 
     keys: list[str] = []
     previous = ""
     for stage, content in enumerate(content_digests, start=1):
-        previous = json_digest(
-            {"spec": spec_digest, "shard": shard, "stage": stage, "slice": content, "previous": previous}
-        )
+        inputs: dict[str, object] = {
+            "spec": spec_digest,
+            "shard": shard,
+            "stage": stage,
+            "slice": content,
+            "previous": previous,
+        }
+        if appended and stage in appended:
+            inputs["appended"] = dict(appended[stage])
+        previous = json_digest(inputs)
         keys.append(previous)
     return keys

@@ -34,12 +34,17 @@ class Layout:
     num_shards: int
     num_slices: int
     seed: int
+    first_slice: int = 1
+    """Appended slices come behind those that are there."""
 
     def region(self, stratum: str) -> Region:
         """The region of ``stratum``; the one default stratum spans the whole run."""
         if stratum != DEFAULT_STRATUM:
             raise KeyError(stratum)
-        return Region(first_shard=0, end_shard=self.num_shards, first_slice=1, last_slice=self.num_slices)
+        last_slice = self.first_slice + self.num_slices - 1
+        return Region(
+            first_shard=0, end_shard=self.num_shards, first_slice=self.first_slice, last_slice=last_slice
+        )
 
 
 def place(

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.lineage import stage_keys
+from sisa_ray.core.partition import Layout
 from sisa_ray.core.records import SliceRef, StageRef
 from sisa_ray.core.retention import kept_stages, nearest_kept
 from sisa_ray.core.schedule import record_visits, stage_steps
+from sisa_ray.core.segments import Segment, segments
 from sisa_ray.core.state import Place, RunState
 
 
@@ -24,6 +26,7 @@ class StagePlan:
     stage: int
     key: str
     num_steps: int
+    num_stages: int
     keep: bool
 
 
@@ -42,6 +45,25 @@ class ShardPlan:
         return sum(s.num_steps for s in self.stages)
 
 
+def segments_of(spec: Spec, state: RunState) -> tuple[Segment, ...]:
+    """The segments that the run has now."""
+    return segments(spec.config.sisa.num_slices, [a.num_slices for a in state.appended])
+
+
+def layouts_of(spec: Spec, state: RunState) -> tuple[Layout, ...]:
+    """Where each ingest placed its records: a person has one candidate slice in each."""
+    sisa = spec.config.sisa
+    return tuple(
+        Layout(
+            num_shards=sisa.num_shards,
+            num_slices=segment.num_slices,
+            seed=sisa.seed,
+            first_slice=segment.first,
+        )
+        for segment in segments_of(spec, state)
+    )
+
+
 class Lineage:
     """The wanted stage keys and steps of every shard, as the slices of ``state`` have them now."""
 
@@ -49,33 +71,47 @@ class Lineage:
         self._spec = spec
         self._state = state
         self._stage_digest = spec.stage_digest
-        self._epochs = spec.config.sisa.stage_epochs
+        self.segments = segments_of(spec, state)
+        self._epochs = spec.config.sisa.epochs_of(self.segments[-1].last)
+        self._settle_at = {segment.last for segment in self.segments}
+        self._appended = {
+            stage: {"epochs": str(self._epochs[stage - 1]), "segment": [segment.first, segment.last]}
+            for segment in self.segments[1:]
+            for stage in range(segment.first, segment.last + 1)
+        }
         self._keys: dict[int, list[str]] = {}
 
     def slices(self, shard: int) -> tuple[SliceRef, ...]:
         """Slices 1..R of a shard."""
-        num_slices = self._spec.config.sisa.num_slices
-        return tuple(self._state.slices[shard, r] for r in range(1, num_slices + 1))
+        return tuple(self._state.slices[shard, r] for r in range(1, self.segments[-1].last + 1))
 
     def keys(self, shard: int) -> list[str]:
         """Wanted keys of stages 1..R of a shard."""
         if shard not in self._keys:
             contents = [s.content_digest for s in self.slices(shard)]
-            self._keys[shard] = stage_keys(self._stage_digest, shard, contents)
+            self._keys[shard] = stage_keys(self._stage_digest, shard, contents, self._appended)
         return self._keys[shard]
 
     def steps(self, shard: int) -> list[int]:
         """Steps of stages 1..R of a shard."""
         sizes = [s.num_records for s in self.slices(shard)]
-        return stage_steps(sizes, self._epochs, self._spec.batch_size)
+        return stage_steps(sizes, self._epochs, self._spec.batch_size, settle_at=self._settle_at)
+
+    def num_stages(self, stage: int) -> int:
+        """Stages that a run had when this one's slices came: what a learning-rate schedule is told."""
+        return next(segment.last for segment in self.segments if stage <= segment.last)
 
     def is_clean(self, ref: StageRef) -> bool:
         """Whether a built stage is the one that the slices as they are now would give."""
         return self.keys(ref.shard)[ref.stage - 1] == ref.key
 
-    def latest_clean(self, shard: int) -> StageRef | None:
-        """The last clean stage of a shard whose checkpoint exists: what may answer for the shard now."""
-        for stage in range(len(self.keys(shard)), 0, -1):
+    def latest_clean(self, shard: int, *, before: int | None = None) -> StageRef | None:
+        """The last clean stage of a shard whose checkpoint exists: what may answer for the shard now.
+
+        ``before``: the first slice that holds somebody who must not be known any more.
+        """
+        last = len(self.keys(shard)) if before is None else before - 1
+        for stage in range(last, 0, -1):
             ref = self._state.stages.get((shard, stage))
             if ref is not None and ref.path is not None and self.is_clean(ref):
                 return ref
@@ -88,7 +124,7 @@ def wanted_checkpoints(spec: Spec, state: RunState) -> set[int]:
     sizes = [ref.size_bytes for ref in state.stages.values()]
     return kept_stages(
         config.keep_checkpoints,
-        num_stages=config.sisa.num_slices,
+        num_stages=segments_of(spec, state)[-1].last,
         num_shards=config.sisa.num_shards,
         checkpoint_bytes=max(sizes, default=None),
     )
@@ -125,6 +161,7 @@ def missing_stages(
                         stage=r,
                         key=keys[r - 1],
                         num_steps=steps[r - 1],
+                        num_stages=lineage.num_stages(r),
                         keep=r in kept,
                     )
                     for r in range(first, last + 1)

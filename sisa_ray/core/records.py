@@ -84,6 +84,18 @@ class TableIngested(_Frozen):
     num_refused: int
 
 
+class TableAppended(_Frozen):
+    """Further records: new slices of every shard, behind those that are there. ``source`` is their table."""
+
+    type: Literal["table_appended"] = "table_appended"
+    attempt: str
+    source: str
+    num_slices: int
+    slices: tuple[SliceRef, ...]
+    num_rows: int
+    num_refused: int
+
+
 class SelfChecked(_Frozen):
     """The recipe was shown to keep no state of its own, on this platform."""
 
@@ -262,6 +274,7 @@ Record = Annotated[
     | AttemptOpened
     | AttemptClosed
     | TableIngested
+    | TableAppended
     | SelfChecked
     | PayloadOpened
     | RequestAccepted

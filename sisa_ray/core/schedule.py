@@ -18,7 +18,8 @@ Schedule = ScheduleName | tuple[Fraction, ...]
 def stage_weights(schedule: Schedule, num_slices: int) -> list[Fraction]:
     """Relative epochs of each stage, before they are scaled to the budget.
 
-    ``equal`` is the paper's; ``equal_cost`` makes every stage cost the same (1/r); ``harmonic`` is 1/r².
+    ``equal`` is the paper's; ``equal_cost`` makes every stage cost the same (1/r); ``harmonic`` is 1/r². Of weights
+    that are spelled out, the last one holds for all stages beyond them.
     """
     stages = range(1, num_slices + 1)
     if schedule == "equal":
@@ -27,11 +28,16 @@ def stage_weights(schedule: Schedule, num_slices: int) -> list[Fraction]:
         return [Fraction(1, r) for r in stages]
     if schedule == "harmonic":
         return [Fraction(1, r * r) for r in stages]
-    return [Fraction(w) for w in schedule]
+    weights = [Fraction(w) for w in schedule]
+    return (weights + weights[-1:] * num_slices)[:num_slices]
 
 
-def stage_epochs(schedule: Schedule, num_slices: int, epochs: Fraction | int) -> list[Fraction]:
+def stage_epochs(
+    schedule: Schedule, num_slices: int, epochs: Fraction | int, *, num_stages: int | None = None
+) -> list[Fraction]:
     """Epochs ``e_r`` of each stage over slices 1..r, scaled so that ``sum(e_r * r / R) == epochs``.
+
+    Appended stages, up to ``num_stages``, continue the formula under the same scale (contract clause 5).
 
     >>> stage_epochs("equal", 4, 15)[0] == Fraction(2 * 15, 4 + 1)
     True
@@ -41,7 +47,7 @@ def stage_epochs(schedule: Schedule, num_slices: int, epochs: Fraction | int) ->
     weights = stage_weights(schedule, num_slices)
     total = sum((w * Fraction(r, num_slices) for r, w in enumerate(weights, start=1)), Fraction(0))
     scale = Fraction(epochs) / total
-    return [w * scale for w in weights]
+    return [w * scale for w in stage_weights(schedule, num_stages or num_slices)]
 
 
 def stage_steps(

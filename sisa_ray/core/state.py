@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
-from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
+from pydantic import TypeAdapter
 
 from sisa_ray.core.records import (
     AttemptClosed,
@@ -35,6 +34,7 @@ from sisa_ray.core.records import (
     StageBuilt,
     StageRef,
     SuppressionLifted,
+    TableAppended,
     TableIngested,
     Verified,
 )
@@ -47,21 +47,11 @@ from sisa_ray.core.requests import (
     Request,
     RequestState,
 )
+from sisa_ray.core.snapshot import Slices, Stages
 
 Place = tuple[int, int]
 """(shard, slice) or (shard, stage)."""
 
-
-def _by_place(refs: Any) -> Any:
-    """References as a snapshot has them, in a list, by what they name."""
-    if not isinstance(refs, list):
-        return refs
-    return {(ref["shard"], ref["slice"] if "slice" in ref else ref["stage"]): ref for ref in refs}
-
-
-_AS_LIST = BeforeValidator(_by_place), PlainSerializer(lambda refs: list(refs.values()))
-Slices = Annotated[dict[Place, SliceRef], *_AS_LIST]
-Stages = Annotated[dict[Place, StageRef], *_AS_LIST]
 
 OPENED_FOR = timedelta(hours=1)
 """How long a process may take from announcing a payload to committing the requests in it."""
@@ -76,6 +66,8 @@ class RunState:
     created: RunCreated | None = None
     attempt: str | None = None
     ingested: TableIngested | None = None
+    appended: list[TableAppended] = field(default_factory=list)
+    """The appends, their slices left out: those are among ``slices``."""
     slices: Slices = field(default_factory=dict)
     stages: Stages = field(default_factory=dict)
     stale: set[Place] = field(default_factory=set)
@@ -139,6 +131,12 @@ class RunState:
         self.ingested = record
         self.purge_due = self.purge_due or bool(self.slices)
         self._replace_slices(record.slices)
+
+    @apply.register
+    def _(self, record: TableAppended) -> None:
+        self.appended.append(record.model_copy(update={"slices": ()}))
+        self._replace_slices(record.slices)
+        self.last_verified = None
 
     @apply.register
     def _(self, record: SelfChecked) -> None:

@@ -209,7 +209,7 @@ class ShardActor:
                 seed=self._spec.config.sisa.seed,
                 shard=shard,
                 stage=stage.stage,
-                num_stages=self._spec.config.sisa.num_slices,
+                num_stages=stage.num_stages,
                 num_steps=stage.num_steps,
             ),
             start=start,

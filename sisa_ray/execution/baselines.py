@@ -97,7 +97,7 @@ def _plan(run: Run, kind: BaselineKind) -> ShardPlan:
     slices: tuple[SliceRef, ...] = tuple(s for shard in chosen for s in shard)
     num_records = sum(s.num_records for s in slices)
     (num_steps,) = stage_steps([num_records], [config.sisa.epochs], run.spec.batch_size)
-    stage = StagePlan(stage=len(slices), key="0" * 64, num_steps=num_steps, keep=True)
+    stage = StagePlan(stage=len(slices), key="0" * 64, num_steps=num_steps, num_stages=len(slices), keep=True)
     return ShardPlan(shard=0, slices=slices, start=None, stages=(stage,))
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Literal
 
-from sisa_ray.core.planner import Lineage, wanted_checkpoints
+from sisa_ray.core.planner import Lineage, segments_of, wanted_checkpoints
 from sisa_ray.core.state import RunState
 from sisa_ray.core.step import BuildStages, step
 from sisa_ray.execution import opening
 from sisa_ray.execution.baselines import baseline
 from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import Event, Notice, OnEvent, StageFinished, ignore
-from sisa_ray.execution.intake import ingested
+from sisa_ray.execution.intake import append_in, ingested
 from sisa_ray.execution.opening import Target
 from sisa_ray.execution.predict import evaluate, predict
 from sisa_ray.execution.results import (
+    AppendResult,
     IngestResult,
     ShardSizes,
     StageStatus,
@@ -28,7 +30,7 @@ from sisa_ray.execution.verify import verify
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage.run import Run
 
-__all__ = ["baseline", "ingest", "predict", "status", "train", "unlearn", "verify"]
+__all__ = ["append", "baseline", "ingest", "predict", "status", "train", "unlearn", "verify"]
 
 
 class _Account:
@@ -62,6 +64,56 @@ def ingest(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorker
     )
 
 
+def append(
+    target: Target,
+    table: str,
+    *,
+    num_slices: int = 1,
+    on_event: OnEvent = ignore,
+    new_workers: NewWorkers = Workers,
+) -> AppendResult:
+    """Bring further records into the run as new slices of their shards, and train the new stages alone.
+
+    Args:
+        target: a run's address or configuration.
+        table: Parquet file, directory or glob with the columns of the run's own table.
+        num_slices: slices that each shard gets for it.
+        on_event: receives progress.
+        new_workers: how the command gets its shard actors.
+    """
+    run = opening.existing_run(target)
+    url = table if "://" in table else str(Path(table).expanduser().absolute())
+    coordinator = find_coordinator(run.address)
+    if coordinator is not None:
+        result: AppendResult = coordinator.call("append", on_event=on_event, table=url, num_slices=num_slices)
+        return result
+    with new_workers() as workers, Session(run, workers, command="append", on_event=on_event) as session:
+        session.reconcile(train=False)
+        return append_and_train_in(session, table=url, num_slices=num_slices)
+
+
+def append_and_train_in(session: Session, *, table: str, num_slices: int = 1) -> AppendResult:
+    """:func:`append`, in a session on the run."""
+    started = time.monotonic()
+    account = _Account()
+    run = session.run
+    with session.heard_by(account):
+        appended = append_in(session, table=table, num_slices=num_slices)
+        session.reconcile(train=False)
+    return AppendResult(
+        address=run.address,
+        num_rows=appended.num_rows,
+        num_refused=appended.num_refused,
+        num_slices=segments_of(run.spec, run.state)[-1].last,
+        num_records=_num_records(run.state),
+        generation=run.state.generation,
+        stages_built=account.stages_built,
+        record_visits=account.record_visits,
+        seconds=time.monotonic() - started,
+        shards=_sizes(run),
+    )
+
+
 def train(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers = Workers) -> TrainResult:
     """Train what is missing, publish the ensemble, and measure it on the test table where there is one."""
     coordinator = find_coordinator(opening.address_of(target))
@@ -87,7 +139,7 @@ def train_in(session: Session) -> TrainResult:
         address=run.address,
         generation=run.state.generation,
         num_shards=sisa.num_shards,
-        num_slices=sisa.num_slices,
+        num_slices=segments_of(run.spec, run.state)[-1].last,
         num_records=_num_records(run.state),
         stages_built=account.stages_built,
         record_visits=account.record_visits,
@@ -138,13 +190,13 @@ def _num_records(state: RunState) -> int:
 
 
 def _sizes(run: Run) -> tuple[ShardSizes, ...]:
-    sisa = run.spec.config.sisa
+    lineage = Lineage(run.spec, run.state)
     return tuple(
         ShardSizes(
             shard=k,
-            slices=tuple(run.state.slices[k, r].num_records for r in range(1, sisa.num_slices + 1)),
+            slices=tuple(ref.num_records for ref in lineage.slices(k)),
         )
-        for k in range(sisa.num_shards)
+        for k in range(run.spec.config.sisa.num_shards)
     )
 
 
@@ -153,7 +205,7 @@ def _stages(run: Run) -> tuple[StageStatus, ...]:
     kept = wanted_checkpoints(run.spec, run.state)
     stages = []
     for shard in range(run.spec.config.sisa.num_shards):
-        for stage in range(1, run.spec.config.sisa.num_slices + 1):
+        for stage in range(1, lineage.segments[-1].last + 1):
             ref = run.state.stages.get((shard, stage))
             status: Literal["built", "stale", "missing"]
             if ref is None or (ref.path is None and stage in kept):

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sisa_ray.core.partition import Layout, place
+from sisa_ray.core.partition import place
+from sisa_ray.core.planner import layouts_of
 from sisa_ray.core.records import BatchPlanned, SliceRef, SlicesRewritten
 from sisa_ray.core.state import Place
 from sisa_ray.storage.payloads import read_subjects
@@ -19,14 +20,30 @@ _NUM_READERS = 8
 
 
 def route(run: Run, people: Sequence[str]) -> dict[Place, list[str]]:
-    """The one slice that each subject's records can be in: no index, no reading."""
-    sisa = run.spec.config.sisa
-    layout = Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)
-    shards, slices = place(people, layout)
+    """The slices that each subject's records can be in, one for each ingest: no index, no reading."""
     routed: dict[Place, list[str]] = defaultdict(list)
-    for subject, shard, slice_ in zip(people, shards.tolist(), slices.tolist(), strict=True):
-        routed[shard, slice_].append(subject)
+    for layout in layouts_of(run.spec, run.state):
+        shards, slices = place(people, layout)
+        for subject, shard, slice_ in zip(people, shards.tolist(), slices.tolist(), strict=True):
+            routed[shard, slice_].append(subject)
     return dict(routed)
+
+
+def fenced_from(run: Run) -> dict[int, int]:
+    """For each shard, the first slice that may hold somebody whom an open request names and no batch erased yet.
+
+    Stages from there on must not answer any more.
+    """
+    with run.lock:
+        waiting = tuple(
+            name
+            for name, request in run.state.requests.items()
+            if request.batch is None or not run.state.batches[request.batch].rewritten
+        )
+    first: dict[int, int] = {}
+    for shard, slice_ in route(run, _people(run, waiting)):
+        first[shard] = min(slice_, first.get(shard, slice_))
+    return first
 
 
 def plan_batch(run: Run, requests: tuple[str, ...]) -> BatchPlanned:
@@ -36,15 +53,15 @@ def plan_batch(run: Run, requests: tuple[str, ...]) -> BatchPlanned:
     places = sorted(routed)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         held = list(readers.map(lambda p: _count(run, p, routed[p]), places))
-    unknown: list[str] = []
+    known: set[str] = set()
     affected: list[Place] = []
     num_records = 0
     for where, counts in zip(places, held, strict=True):
-        hits = [counts[s] for s in routed[where] if s in counts]
-        unknown += [s for s in routed[where] if s not in counts]
-        num_records += sum(hits)
-        if hits:
+        known.update(counts)
+        num_records += sum(counts.values())
+        if counts:
             affected.append(where)
+    unknown = [person for person in people if person not in known]
     held_tags = set(run.secret.tags(people))
     absent = [tag for tag in _bare_tags(run, requests) if tag not in held_tags]
     return BatchPlanned(

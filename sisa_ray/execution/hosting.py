@@ -14,7 +14,7 @@ from sisa_ray.core.errors import ExecutionError, RunConflict, SisaError
 from sisa_ray.execution.acceptance import Acceptance, Submission
 from sisa_ray.execution.baselines import baseline_in
 from sisa_ray.execution.client import NAMESPACE, actor_name, find_actor, join_existing_ray, read_sign
-from sisa_ray.execution.commands import train_in
+from sisa_ray.execution.commands import append_and_train_in, train_in
 from sisa_ray.execution.coordinator import Coordinator, Report, Task
 from sisa_ray.execution.desk import extend_in, lift_in, reject_in
 from sisa_ray.execution.events import Event
@@ -23,6 +23,7 @@ from sisa_ray.execution.verify import verify_in
 
 TASKS: Mapping[str, Task] = {
     "train": train_in,
+    "append": append_and_train_in,
     "verify": verify_in,
     "baseline": baseline_in,
     "extend": extend_in,

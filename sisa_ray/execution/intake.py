@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sisa_ray.core.errors import ConfigError, DataError, IntegrityError, RecipeError, SourceMissing
+from sisa_ray.core.errors import (
+    ConfigError,
+    DataError,
+    IntegrityError,
+    RecipeError,
+    RunConflict,
+    SourceMissing,
+)
 from sisa_ray.core.keys import tags
 from sisa_ray.core.partition import Layout, place
-from sisa_ray.core.records import SliceRef, TableIngested
+from sisa_ray.core.planner import layouts_of, segments_of
+from sisa_ray.core.records import SliceRef, TableAppended, TableIngested
 from sisa_ray.execution import opening
 from sisa_ray.execution.events import OnEvent, PhaseStarted
 from sisa_ray.execution.ingest import ingest_with_ray
@@ -20,11 +30,14 @@ from sisa_ray.execution.opening import Target
 from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import Workers
 from sisa_ray.learning.recipe import Recipe, RecipeSpec
+from sisa_ray.storage.checks import Findings
 from sisa_ray.storage.ingest import Ingested, IngestJob, ingest_direct
 from sisa_ray.storage.run import Run, discard_run
 from sisa_ray.storage.slices import load_slice, store_slice
 from sisa_ray.storage.source import Source, open_source
-from sisa_ray.storage.tables import subjects
+from sisa_ray.storage.tables import RECORD_ID, subjects
+
+_MAX_NEW_SLICES = 1000
 
 Origin = Literal["source tables", "slices"]
 
@@ -43,7 +56,8 @@ def ingested(target: Target, workers: Workers, on_event: OnEvent) -> tuple[Run, 
         source = open_source(run.spec.config.data)
         with Session(run, workers, command="ingest", on_event=on_event) as session:
             on_event(PhaseStarted(text=f"ingesting {source.num_rows:,} rows"))
-            job = _job(run, run, source, attempt=session.attempt, shards=None)
+            layout = _layout(run, num_slices=run.spec.config.sisa.num_slices)
+            job = _job(run, run, source, layout, attempt=session.attempt, shards=None)
             run.commit(_record(_ingest(run, job, workers), session.attempt))
     except (DataError, ConfigError, RecipeError):
         if is_new:
@@ -52,19 +66,60 @@ def ingested(target: Target, workers: Workers, on_event: OnEvent) -> tuple[Run, 
     return run, False
 
 
+def append_in(session: Session, *, table: str, num_slices: int = 1) -> TableAppended:
+    """Bring further records into a run: they become new slices behind those that are there.
+
+    Args:
+        session: on the run.
+        table: Parquet file, directory or glob, of the same columns as the run's own.
+        num_slices: slices that each shard gets for it.
+
+    Raises:
+        DataError: where columns differ, rows break rules, or a record id is in the run already; nothing changes.
+        RunConflict: where nothing was ingested before.
+    """
+    run = session.run
+    if run.state.ingested is None:
+        raise RunConflict(
+            f"{run.address}: nothing is ingested yet; the first table is ingested without --append"
+        )
+    if not 1 <= num_slices <= _MAX_NEW_SLICES:
+        raise ConfigError(f"num_slices: must be between 1 and {_MAX_NEW_SLICES}, not {num_slices}")
+    source = open_source(run.spec.config.data, table)
+    _require_same_columns(run, source)
+    session.report(PhaseStarted(text=f"appending {source.num_rows:,} rows"))
+    _refuse_known_ids(run, source)
+    layout = _layout(run, num_slices=num_slices, first_slice=segments_of(run.spec, run.state)[-1].last + 1)
+    done = _ingest(run, _job(run, run, source, layout, attempt=session.attempt, shards=None), session.workers)
+    # Who asked to be forgotten while this went on is still to be planned, and will be found in the new slices.
+    run.commit(_appended(done, session.attempt, source=table, num_slices=num_slices))
+    return run.state.appended[-1]
+
+
 def ingest_replica(
     run: Run, replica: Run, workers: Workers, *, shards: tuple[int, ...], attempt: str
-) -> tuple[TableIngested, Origin]:
-    """Ingest chosen shards once more into ``replica``: from the source where it is there, else from the slices."""
+) -> Origin:
+    """Bring chosen shards of every ingest into ``replica`` once more: from the sources, else from the slices."""
     try:
-        source = open_source(run.spec.config.data)
+        sources = [open_source(run.spec.config.data)]
+        sources += [open_source(run.spec.config.data, append.source) for append in run.state.appended]
     except SourceMissing:
-        return _from_slices(run, replica, shards=shards, attempt=attempt), "slices"
-    job = _job(run, replica, source, attempt=attempt, shards=shards)
-    return _record(_ingest(run, job, workers), attempt), "source tables"
+        _from_slices(run, replica, shards=shards, attempt=attempt)
+        return "slices"
+    for number, (layout, source) in enumerate(zip(layouts_of(run.spec, run.state), sources, strict=True)):
+        job = _job(run, replica, source, layout, attempt=attempt, shards=shards)
+        done = _ingest(run, job, workers)
+        if number == 0:
+            replica.commit(_record(done, attempt))
+        else:
+            append = run.state.appended[number - 1]
+            replica.commit(_appended(done, attempt, source=append.source, num_slices=append.num_slices))
+    return "source tables"
 
 
-def _job(run: Run, into: Run, source: Source, *, attempt: str, shards: tuple[int, ...] | None) -> IngestJob:
+def _job(
+    run: Run, into: Run, source: Source, layout: Layout, *, attempt: str, shards: tuple[int, ...] | None
+) -> IngestJob:
     config = run.spec.config
     spec = RecipeSpec(
         class_path=config.recipe.class_path,
@@ -76,7 +131,7 @@ def _job(run: Run, into: Run, source: Source, *, attempt: str, shards: tuple[int
         source=source,
         store=into.store,
         attempt=attempt,
-        layout=_layout(run),
+        layout=layout,
         order_buckets=config.sisa.order_buckets,
         content_key=run.secret.content_key,
         suppressed=frozenset(run.state.suppressed),
@@ -96,53 +151,103 @@ def _ingest(run: Run, job: IngestJob, workers: Workers) -> Ingested:
 def _record(done: Ingested, attempt: str) -> TableIngested:
     return TableIngested(
         attempt=attempt,
-        columns=done.role_schema.serialize().to_pybytes().hex(),
+        columns=_serialized(done.role_schema),
         slices=done.slices,
         num_rows=done.num_rows,
         num_refused=done.num_refused,
     )
 
 
-def _from_slices(run: Run, replica: Run, *, shards: tuple[int, ...], attempt: str) -> TableIngested:
+def _appended(done: Ingested, attempt: str, *, source: str, num_slices: int) -> TableAppended:
+    return TableAppended(
+        attempt=attempt,
+        source=source,
+        num_slices=num_slices,
+        slices=done.slices,
+        num_rows=done.num_rows,
+        num_refused=done.num_refused,
+    )
+
+
+def _serialized(schema: pa.Schema) -> str:
+    return str(schema.serialize().to_pybytes().hex())
+
+
+def _require_same_columns(run: Run, source: Source) -> None:
+    there = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(run.state.columns)))
+    differing = [
+        f"{name}: {there.field(name).type} in the run, "
+        f"{source.role_schema.field(name).type if name in source.role_schema.names else 'missing'} in the table"
+        for name in there.names
+        if name not in source.role_schema.names
+        or source.role_schema.field(name).type != there.field(name).type
+    ]
+    if differing:
+        raise DataError(
+            f"{source.url}: cannot be appended, its columns differ ({'; '.join(differing)}); convert them"
+        )
+
+
+def _refuse_known_ids(run: Run, source: Source) -> None:
+    """Record ids must be unique in the whole run: every slice's ids are read once."""
+    read = [(batch.first_row, batch.record_ids) for batch in source.read()]
+    new = pa.chunked_array([ids for _, ids in read if ids is not None], pa.string())
+    held: list[pa.Array] = []
+    for ref in list(run.state.slices.values()):
+        if ref.path is not None:
+            ids = load_slice(run.store, ref)[RECORD_ID]
+            held.append(ids.filter(pc.is_in(ids, value_set=new)).combine_chunks())
+    known = pa.chunked_array(held, pa.string())
+    findings = Findings()
+    for first_row, record_ids in read:
+        rows = np.flatnonzero(np.asarray(pc.is_in(record_ids, value_set=known.drop_null())))
+        findings.add("record id is in the run already", rows + first_row)
+    findings.raise_if_any(source.url, source.where)
+
+
+def _from_slices(run: Run, replica: Run, *, shards: tuple[int, ...], attempt: str) -> None:
     """The run's own slices, written again, with every record's place and right to be there checked."""
-    assert run.state.ingested is not None
-    sisa = run.spec.config.sisa
-    refs = []
-    for shard in shards:
-        for slice_ in range(1, sisa.num_slices + 1):
-            ref = run.state.slices[shard, slice_]
-            if ref.path is None:
-                refs.append(ref)
-                continue
-            table = load_slice(run.store, ref)
-            _check_belongs(run, ref, table)
-            refs.append(
-                store_slice(
-                    replica.store,
-                    table,
-                    shard=shard,
-                    slice_=slice_,
-                    attempt=attempt,
-                    content_key=run.secret.content_key,
-                    num_buckets=sisa.order_buckets,
-                    seed=sisa.seed,
+    ingested = run.state.ingested
+    assert ingested is not None
+    records: list[TableIngested | TableAppended] = [ingested, *run.state.appended]
+    for record, layout in zip(records, layouts_of(run.spec, run.state), strict=True):
+        refs = []
+        for shard in shards:
+            for slice_ in range(layout.first_slice, layout.first_slice + layout.num_slices):
+                ref = run.state.slices[shard, slice_]
+                if ref.path is None:
+                    refs.append(ref)
+                    continue
+                table = load_slice(run.store, ref)
+                _check_belongs(run, ref, table, layout)
+                refs.append(
+                    store_slice(
+                        replica.store,
+                        table,
+                        shard=shard,
+                        slice_=slice_,
+                        attempt=attempt,
+                        content_key=run.secret.content_key,
+                        num_buckets=run.spec.config.sisa.order_buckets,
+                        seed=layout.seed,
+                    )
                 )
-            )
-    return run.state.ingested.model_copy(update={"attempt": attempt, "slices": tuple(refs), "num_refused": 0})
+        update = {"attempt": attempt, "slices": tuple(refs), "num_refused": 0}
+        replica.commit(record.model_copy(update=update))
 
 
-def _check_belongs(run: Run, ref: SliceRef, table: pa.Table) -> None:
+def _check_belongs(run: Run, ref: SliceRef, table: pa.Table, layout: Layout) -> None:
     people = list(dict.fromkeys(subjects(table).to_pylist()))
-    shards, slices = place(people, _layout(run))
+    shards, slices = place(people, layout)
     if (shards != ref.shard).any() or (slices != ref.slice).any():
         raise IntegrityError(f"{run.address}/{ref.path}: holds records that belong to another slice")
     if not run.state.suppressed.keys().isdisjoint(run.secret.tags(people)):
         raise IntegrityError(f"{run.address}/{ref.path}: holds records of somebody who was forgotten")
 
 
-def _layout(run: Run) -> Layout:
+def _layout(run: Run, *, num_slices: int, first_slice: int = 1) -> Layout:
     sisa = run.spec.config.sisa
-    return Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)
+    return Layout(num_shards=sisa.num_shards, num_slices=num_slices, seed=sisa.seed, first_slice=first_slice)
 
 
 @dataclass(frozen=True, kw_only=True)

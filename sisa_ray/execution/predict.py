@@ -15,6 +15,7 @@ from sisa_ray.core.planner import Lineage
 from sisa_ray.core.records import StageRef
 from sisa_ray.execution.actor import BuildJob
 from sisa_ray.execution.events import Notice, OnEvent, PhaseStarted, ignore
+from sisa_ray.execution.forget import fenced_from
 from sisa_ray.execution.metrics import Mean, Score
 from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.results import PredictResult
@@ -57,10 +58,11 @@ def voters(run: Run) -> list[Voter]:
     if run.state.ingested is None:
         raise RunConflict(f"{run.address}: nothing is trained yet; `sisa-ray train` comes first")
     lineage = Lineage(run.spec, run.state)
+    fenced = fenced_from(run)
     found = []
     for shard in range(run.spec.config.sisa.num_shards):
         slices = lineage.slices(shard)
-        ref = lineage.latest_clean(shard)
+        ref = lineage.latest_clean(shard, before=fenced.get(shard))
         num_records = sum(s.num_records for s in slices[: ref.stage]) if ref is not None else 0
         if ref is not None and num_records:
             found.append(Voter(ref=ref, num_records=num_records, is_constituent=ref.stage == len(slices)))

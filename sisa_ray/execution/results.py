@@ -41,6 +41,21 @@ class IngestResult(_Result):
     shards: tuple[ShardSizes, ...]
 
 
+class AppendResult(_Result):
+    """Further records of a run. ``num_slices``: those that each shard has now."""
+
+    address: str
+    num_rows: int
+    num_refused: int
+    num_slices: int
+    num_records: int
+    generation: int
+    stages_built: int
+    record_visits: int
+    seconds: float
+    shards: tuple[ShardSizes, ...]
+
+
 class TrainResult(_Result):
     """A published ensemble. Figures of work are those of this call: zero where everything was built before."""
 

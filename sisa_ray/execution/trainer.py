@@ -9,6 +9,7 @@ import fsspec
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
+from sisa_ray.core.planner import segments_of
 from sisa_ray.execution import commands
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.opening import Target, existing_run
@@ -40,7 +41,7 @@ class TrainedEnsemble:
 def _constituents(run: Run) -> tuple[ray.train.Checkpoint, ...]:
     fs, root = fsspec.core.url_to_fs(run.address)
     filesystem = PyFileSystem(FSSpecHandler(fs))
-    last = run.spec.config.sisa.num_slices
+    last = segments_of(run.spec, run.state)[-1].last
     paths = [run.state.stages[shard, last].path or "" for shard in range(run.spec.config.sisa.num_shards)]
     return tuple(
         ray.train.Checkpoint(path=f"{root}/{path.rpartition('/')[0]}", filesystem=filesystem)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from sisa_ray.core.partition import Layout, place
 from sisa_ray.core.planner import rebuild_visits
 from sisa_ray.core.requests import ClosedBatch
-from sisa_ray.core.state import RunState
+from sisa_ray.core.state import Place, RunState
 from sisa_ray.execution import opening
 from sisa_ray.execution.acceptance import Submission, checked_subjects
 from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import OnEvent, ignore
+from sisa_ray.execution.forget import route
 from sisa_ray.execution.opening import Target
 from sisa_ray.execution.results import Outcome, UnlearnResult, UnlearnRow
 from sisa_ray.execution.session import Session
@@ -72,7 +72,7 @@ def unlearn(
         full_retrain_record_visits=batch.closed.full_retrain_record_visits if batch else 0,
         objects_purged=batch.closed.objects_purged if batch else 0,
         seconds=time.monotonic() - started,
-        rows=_rows(run, subjects, tags, outcomes),
+        rows=_rows(run, subjects, tags, outcomes, affected),
     )
 
 
@@ -88,16 +88,23 @@ def _outcome(tag: str, before: set[str], unknown: set[str]) -> Outcome:
 
 
 def _rows(
-    run: Run, subjects: Sequence[str], tags: dict[str, str], outcomes: dict[str, Outcome]
+    run: Run,
+    subjects: Sequence[str],
+    tags: dict[str, str],
+    outcomes: dict[str, Outcome],
+    affected: Sequence[Place],
 ) -> tuple[UnlearnRow, ...]:
-    sisa = run.spec.config.sisa
-    layout = Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)
-    shards, slices = place(list(subjects), layout)
+    # A shard is one person's for good; of the slices, where there were appends, the first that the batch rewrote.
+    places: dict[str, list[Place]] = {}
+    for where, people in sorted(route(run, list(dict.fromkeys(subjects))).items()):
+        for person in people:
+            places.setdefault(person, []).append(where)
+    touched = set(affected)
     rows = []
-    for row, (subject, shard, slice_) in enumerate(
-        zip(subjects, shards.tolist(), slices.tolist(), strict=True)
-    ):
+    for row, subject in enumerate(subjects):
+        candidates = places[subject]
         known = outcomes[subject] != "unknown"
+        shard, slice_ = next((p for p in candidates if p in touched), candidates[0])
         rows.append(
             UnlearnRow(
                 row=row,

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sisa_ray.core.errors import ConfigError, IntegrityError, PurgeIncomplete, RunConflict, SourceMissing
 from sisa_ray.core.identity import differences
-from sisa_ray.core.planner import Lineage, missing_stages
+from sisa_ray.core.planner import Lineage, missing_stages, segments_of
 from sisa_ray.core.records import Verified
 from sisa_ray.core.step import Purge, step
 from sisa_ray.execution.client import find_coordinator
@@ -112,14 +112,13 @@ def _require_complete(run: Run) -> None:
 def _retrain(
     run: Run, store: ObjectStore, workers: Workers, shards: tuple[int, ...], on_event: OnEvent
 ) -> tuple[Run, Origin]:
-    """A run of the same spec in ``store``, trained from scratch on everybody who may be remembered."""
+    """A run of the same spec and appends in ``store``, trained from scratch on all who may be remembered."""
     # Only constituents are needed again; of all other checkpoints the digests are enough.
     config = run.spec.config.model_copy(update={"keep_checkpoints": (run.spec.config.sisa.num_slices,)})
     replica = open_with_spec(store, run.spec.model_copy(update={"config": config}))
     with Session(replica, workers, command="verify", on_event=on_event, replica=True) as session:
         on_event(PhaseStarted(text="ingesting from scratch"))
-        record, origin = ingest_replica(run, replica, workers, shards=shards, attempt=session.attempt)
-        replica.commit(record)
+        origin = ingest_replica(run, replica, workers, shards=shards, attempt=session.attempt)
         on_event(PhaseStarted(text=f"training {len(shards)} shard(s) from scratch"))
         lineage = Lineage(replica.spec, replica.state)
         session.build(missing_stages(replica.spec, replica.state, lineage, shards))
@@ -147,7 +146,8 @@ class _Comparison:
         return "bit-identical" if self.first_difference is None else "different"
 
     def compare(self, workers: Workers) -> None:
-        places = [(k, r) for k in self._shards for r in range(1, self._run.spec.config.sisa.num_slices + 1)]
+        last = segments_of(self._run.spec, self._run.state)[-1].last
+        places = [(k, r) for k in self._shards for r in range(1, last + 1)]
         with ThreadPoolExecutor(_NUM_READERS) as readers:
             self.first_difference = next(filter(None, readers.map(self._compare_slice, places)), None)
             self.num_slices = len(places)
@@ -201,7 +201,7 @@ class _Comparison:
 
     def _compare_predictions(self, workers: Workers) -> str | None:
         """The stored constituents of both, asked about the same records."""
-        last = self._run.spec.config.sisa.num_slices
+        last = segments_of(self._run.spec, self._run.state)[-1].last
         ours = [(self._run.store, self._run.state.stages[k, last]) for k in self._shards]
         theirs = [(self._replica.store, self._replica.state.stages[k, last]) for k in self._shards]
         for table in self._questions():

@@ -124,7 +124,7 @@ class Recipe(ABC):
 
         Args:
             stage: from 1.
-            num_stages: the spec's number of stages.
+            num_stages: the number of stages when this one's data came: the spec's, or more for appended data.
             fraction: of this stage's steps done, in ``[0, 1)``; the true number of steps stays unknown.
         """
         return 1.0

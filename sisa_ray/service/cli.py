@@ -72,10 +72,31 @@ def _main(
     quiet_ray()  # before anything imports Ray
 
 
-@app.command(epilog=examples("ingest mnist.yaml"))
-def ingest(config: Config, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Bring the training table into the run, split into shards and slices."""
+@app.command(epilog=examples("ingest mnist.yaml", "ingest mnist.yaml --append november.parquet --slices 2"))
+def ingest(
+    config: Config,
+    append: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="Further records: they become new slices of their shards."),
+    ] = None,
+    slices: Annotated[
+        int, typer.Option(metavar="N", min=1, help="With --append: slices that each shard gets for them.")
+    ] = 1,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring the training table into the run, split into shards and slices; or append further records to it.
+
+    After an append the new stages alone are trained, where the run was trained before.
+    """
     output = Output(as_json=as_json, quiet=quiet)
+    if append is not None:
+        with output.reporting(), output.display() as display:
+            from sisa_ray.execution import commands
+
+            appended = commands.append(config, append, num_slices=slices, on_event=display)
+        output.emit(document_of(appended), lambda: render.append_text(appended))
+        return
     with output.reporting(), output.display() as display:
         from sisa_ray.execution import commands
 

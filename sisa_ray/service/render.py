@@ -14,6 +14,7 @@ from sisa_ray.service.tracker import count, duration
 
 if TYPE_CHECKING:
     from sisa_ray.execution.results import (
+        AppendResult,
         BaselineResult,
         IngestResult,
         PredictResult,
@@ -50,6 +51,22 @@ def ingest_text(result: IngestResult) -> RenderableType:
     if result.num_refused:
         head += f"; {result.num_refused:,} refused, because their subjects asked to be forgotten"
     return Group(Text(head), _sizes_table(result.shards), _address(result.address))
+
+
+def append_text(result: AppendResult) -> RenderableType:
+    """What was appended, and what it took."""
+    lines = [f"appended {result.num_rows - result.num_refused:,} of {count(result.num_rows, 'row')}"]
+    if result.num_refused:
+        lines[0] += f"; {result.num_refused:,} refused, because their subjects asked to be forgotten"
+    lines.append(
+        f"each shard has {count(result.num_slices, 'slice')} now, {result.num_records:,} records in all"
+    )
+    if result.generation:
+        lines.append(
+            f"built {count(result.stages_built, 'stage')} ({result.record_visits:,} record-visits) in "
+            f"{duration(result.seconds)}; generation {result.generation} is published"
+        )
+    return Group(*map(Text, lines), _sizes_table(result.shards), _address(result.address))
 
 
 def train_text(result: TrainResult) -> RenderableType:

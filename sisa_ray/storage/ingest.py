@@ -64,8 +64,9 @@ class IngestJob:
         return [k * self.layout.num_slices + r for k in shards for r in range(self.layout.num_slices)]
 
     def shard_and_slice(self, place_number: int) -> tuple[int, int]:
-        """Shard (from 0) and slice (from 1) of a place."""
-        return place_number // self.layout.num_slices, place_number % self.layout.num_slices + 1
+        """Shard (from 0) and slice (from 1) of a place: appended slices come behind those that are there."""
+        shard, slice_ = divmod(place_number, self.layout.num_slices)
+        return shard, slice_ + self.layout.first_slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def route(job: IngestJob, batch: SourceBatch, tally: Tally) -> Routed:
     encoded = owners.dictionary_encode() if batch.subjects is not None else None
     names: list[str] = (owners if encoded is None else encoded.dictionary).to_pylist()
     shards, slices = place(names, job.layout)
-    places = shards * job.layout.num_slices + slices - 1
+    places = shards * job.layout.num_slices + slices - job.layout.first_slice
     passed = np.ones(len(names), dtype=bool)
     if job.suppressed:
         assert job.tag is not None
@@ -266,7 +267,7 @@ def check_num_subjects(job: IngestJob, num_kept: int, tally: Tally) -> None:
     """
     # Who is suppressed counts: forgetting people must not make a run impossible to verify.
     num_subjects = num_kept + len(tally.refused_tags)
-    if job.only_shards is None and num_subjects < job.layout.num_shards:
+    if job.only_shards is None and job.layout.first_slice == 1 and num_subjects < job.layout.num_shards:
         raise ConfigError(
             f"sisa.num_shards: is {job.layout.num_shards}, but {job.source.url} has only {num_subjects} "
             f"subject(s) (column {job.source.data.subject_id!r}); set num_shards to at most {num_subjects}"
