@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import singledispatchmethod
+from functools import cache, singledispatchmethod
 
 from pydantic import TypeAdapter
 
+from sisa_ray.core.keys import json_digest
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
@@ -74,6 +75,8 @@ class RunState:
     """(shard, stage) that was built of slices which a batch has rewritten since."""
     suppressed: dict[str, str] = field(default_factory=dict)
     """Tag of every subject that ever asked to be forgotten -> its request."""
+    lifted: dict[str, int] = field(default_factory=dict)
+    """Tag whose suppression was lifted -> how many ingests are without its records all the same."""
     unknown: set[str] = field(default_factory=set)
     """Suppressed tags that no slice held when they were asked for."""
     requests: dict[str, Request] = field(default_factory=dict)
@@ -150,7 +153,8 @@ class RunState:
     def _(self, record: RequestAccepted) -> None:
         self.opened_payloads.pop(record.payload, None)
         if record.key is not None and self.keys.setdefault(record.key, record.request) != record.request:
-            return  # two processes accepted one request; the first counts
+            self.purge_due = True  # two processes accepted one request; the first counts
+            return
         self.requests[record.request] = Request(
             request=record.request,
             tags=record.tags,
@@ -204,8 +208,10 @@ class RunState:
 
     @apply.register
     def _(self, record: SuppressionLifted) -> None:
+        num_ingests = len(self.appended) + (self.ingested is not None)
         for tag in record.tags:
-            self.suppressed.pop(tag, None)
+            if self.suppressed.pop(tag, None) is not None:
+                self.lifted[tag] = num_ingests
             self.unknown.discard(tag)
 
     @apply.register
@@ -325,6 +331,10 @@ class RunState:
     def _(self, record: Verified) -> None:
         self.last_verified = record
 
+    def absent_from(self, ingest: int) -> frozenset[str]:
+        """Tags that an ingest (from 0: the first table, then the appends) is without, whatever its source says."""
+        return frozenset((*self.suppressed, *(tag for tag, num in self.lifted.items() if ingest < num)))
+
     def find_request(self, name: str) -> Request | None:
         """A request, open or closed."""
         return self.requests.get(name) or self.closed_requests.get(name)
@@ -378,6 +388,12 @@ def fold(records: Iterable[Record]) -> RunState:
 
 
 _ADAPTER: TypeAdapter[RunState] = TypeAdapter(RunState)
+
+
+@cache
+def state_form() -> str:
+    """A digest of what a dumped state consists of: one of another form may lack what this version must know."""
+    return json_digest(_ADAPTER.json_schema())
 
 
 def dump_state(state: RunState) -> bytes:

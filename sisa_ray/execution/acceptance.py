@@ -72,19 +72,56 @@ def accept(run: Run, submissions: Sequence[Submission]) -> list[Acceptance | Sis
 def accept_from_outside(run: Run, submissions: Sequence[Submission]) -> list[Acceptance | SisaError]:
     """:func:`accept`, for a process that has not taken the run: whoever has it finds the requests in the log.
 
-    The payload is announced before it is written, so that no purge of another process takes it.
+    The payload is announced before it is written, so that no purge of another process takes it. Where nothing of it
+    counts in the end, since another process was faster with the same keys, it is deleted.
     """
     path = layout.payload_path(uuid.uuid4().hex)
     while True:
         try:
-            if path not in run.state.opened_payloads:
+            if path not in run.state.opened_payloads and _judged(run, submissions, path).fresh:
                 run.commit(PayloadOpened(path=path))
-            return _accept(run, submissions, path)
+            answers = _accept(run, submissions, path)
         except CommitFailed:
             run.refresh(is_whole=False)
+            continue
+        if path in run.state.opened_payloads:
+            run.store.delete([path])
+        return answers
+
+
+def refuse_faulty(run: Run, submissions: Sequence[Submission]) -> None:
+    """Refuse submissions of which one could not be accepted.
+
+    Raises:
+        DataError: the first thing that is wrong.
+    """
+    for answer in _judged(run, submissions, "").answers:
+        if isinstance(answer, SisaError):
+            raise answer
+
+
+@dataclass(kw_only=True)
+class _Judged:
+    """What becomes of submissions: their requests, and of these the new ones with whom they name."""
+
+    answers: list[str | SisaError]
+    fresh: dict[str, RequestAccepted]
+    people: dict[str, list[str]]
 
 
 def _accept(run: Run, submissions: Sequence[Submission], path: str) -> list[Acceptance | SisaError]:
+    judged = _judged(run, submissions, path)
+    fresh = judged.fresh
+    if fresh:
+        write_payload(run.store, path, judged.people)
+        run.commit(*fresh.values())
+        # Not those of a request that does not count, since another process used its key at the same time.
+        named = {tag for record in fresh.values() for tag in record.tags}
+        append_to_mirror(run, added=sorted(named.intersection(run.state.suppressed)), lifted=[])
+    return [_answer(run, answer, fresh) for answer in judged.answers]
+
+
+def _judged(run: Run, submissions: Sequence[Submission], path: str) -> _Judged:
     now = run.now()
     answers: list[str | SisaError] = []
     fresh: dict[str, RequestAccepted] = {}
@@ -104,11 +141,7 @@ def _accept(run: Run, submissions: Sequence[Submission], path: str) -> list[Acce
             people[record.request] = subjects
             if record.key is not None:
                 keys[record.key] = record
-    if fresh:
-        write_payload(run.store, path, people)
-        run.commit(*fresh.values())
-        append_to_mirror(run, added=sorted({tag for r in fresh.values() for tag in r.tags}), lifted=[])
-    return [_answer(run, answer, fresh) for answer in answers]
+    return _Judged(answers=answers, fresh=fresh, people=people)
 
 
 def _record(
@@ -200,7 +233,11 @@ def checked_subjects(subjects: Sequence[object]) -> list[str]:
 
 
 def _checked_key(key: str) -> str:
-    if not key.strip() or len(key.encode(errors="replace")) > MAX_KEY_BYTES:
+    try:
+        num_bytes = len(key.encode())
+    except UnicodeEncodeError:
+        num_bytes = 0
+    if not (key.strip() and 0 < num_bytes <= MAX_KEY_BYTES):
         raise DataError(
             f"idempotency_key: must be a text of 1 to {MAX_KEY_BYTES:,} bytes; give each request one of its own, "
             "such as a UUID, or leave it out"
@@ -218,4 +255,7 @@ def _checked_time(received_at: datetime, now: datetime) -> datetime:
             f"received_at: {received_at.isoformat()} is in the future (it is {now.isoformat()}); give the time at "
             "which the request came in"
         )
-    return received_at.astimezone(UTC)
+    try:
+        return received_at.astimezone(UTC)
+    except OverflowError:
+        raise DataError(f"received_at: {received_at.isoformat()} is before the year 1 in UTC") from None

@@ -175,7 +175,7 @@ class ShardActor:
                     shard=plan.shard,
                     stage=stage.stage,
                     key=stage.key,
-                    path=layout.checkpoint_path(plan.shard, stage.stage, job.attempt) if stage.keep else None,
+                    path=_path(plan.shard, stage, job.attempt),
                     file_digest=file_digest(state),
                     size_bytes=len(state),
                     num_steps=stage.num_steps,
@@ -233,6 +233,10 @@ class ShardActor:
             arithmetic=config.arithmetic,
             mode=config.resources.loader,
         )
+
+
+def _path(shard: int, stage: StagePlan, attempt: str) -> str | None:
+    return layout.checkpoint_path(shard, stage.stage, attempt, stage.key) if stage.keep else None
 
 
 def _store_checkpoint(

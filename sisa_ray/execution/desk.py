@@ -20,7 +20,13 @@ from sisa_ray.core.records import (
     SuppressionLifted,
 )
 from sisa_ray.core.requests import Request
-from sisa_ray.execution.acceptance import Acceptance, Submission, accept_from_outside, checked_subjects
+from sisa_ray.execution.acceptance import (
+    Acceptance,
+    Submission,
+    accept_from_outside,
+    checked_subjects,
+    refuse_faulty,
+)
 from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.opening import Target, existing_run
@@ -41,8 +47,7 @@ def request(target: Target, submissions: Sequence[Submission]) -> list[Acceptanc
         DataError: for the first that breaks a rule; none of them is accepted then.
     """
     run = existing_run(target, check_code=False)
-    for submission in submissions:
-        checked_subjects(submission.subjects)
+    refuse_faulty(run, submissions)
     coordinator = find_coordinator(run.address)
     if coordinator is not None:
         return coordinator.submit(submissions)

@@ -57,7 +57,7 @@ def ingested(target: Target, workers: Workers, on_event: OnEvent) -> tuple[Run, 
         with Session(run, workers, command="ingest", on_event=on_event) as session:
             on_event(PhaseStarted(text=f"ingesting {source.num_rows:,} rows"))
             layout = _layout(run, num_slices=run.spec.config.sisa.num_slices)
-            job = _job(run, run, source, layout, attempt=session.attempt, shards=None)
+            job = _job(run, run, source, layout, attempt=session.attempt, shards=None, ingest=0)
             run.commit(_record(_ingest(run, job, workers), session.attempt))
     except (DataError, ConfigError, RecipeError):
         if is_new:
@@ -90,7 +90,9 @@ def append_in(session: Session, *, table: str, num_slices: int = 1) -> TableAppe
     session.report(PhaseStarted(text=f"appending {source.num_rows:,} rows"))
     _refuse_known_ids(run, source)
     layout = _layout(run, num_slices=num_slices, first_slice=segments_of(run.spec, run.state)[-1].last + 1)
-    done = _ingest(run, _job(run, run, source, layout, attempt=session.attempt, shards=None), session.workers)
+    number = len(run.state.appended) + 1
+    job = _job(run, run, source, layout, attempt=session.attempt, shards=None, ingest=number)
+    done = _ingest(run, job, session.workers)
     # Who asked to be forgotten while this went on is still to be planned, and will be found in the new slices.
     run.commit(_appended(done, session.attempt, source=table, num_slices=num_slices))
     return run.state.appended[-1]
@@ -107,7 +109,7 @@ def ingest_replica(
         _from_slices(run, replica, shards=shards, attempt=attempt)
         return "slices"
     for number, (layout, source) in enumerate(zip(layouts_of(run.spec, run.state), sources, strict=True)):
-        job = _job(run, replica, source, layout, attempt=attempt, shards=shards)
+        job = _job(run, replica, source, layout, attempt=attempt, shards=shards, ingest=number)
         done = _ingest(run, job, workers)
         if number == 0:
             replica.commit(_record(done, attempt))
@@ -118,7 +120,14 @@ def ingest_replica(
 
 
 def _job(
-    run: Run, into: Run, source: Source, layout: Layout, *, attempt: str, shards: tuple[int, ...] | None
+    run: Run,
+    into: Run,
+    source: Source,
+    layout: Layout,
+    *,
+    attempt: str,
+    shards: tuple[int, ...] | None,
+    ingest: int,
 ) -> IngestJob:
     config = run.spec.config
     spec = RecipeSpec(
@@ -134,7 +143,7 @@ def _job(
         layout=layout,
         order_buckets=config.sisa.order_buckets,
         content_key=run.secret.content_key,
-        suppressed=frozenset(run.state.suppressed),
+        suppressed=run.state.absent_from(ingest),
         tag=partial(tags, run.secret.tag_key),
         only_shards=shards,
         problems=_RecipeProblems(spec=spec, schema=source.role_schema),
@@ -210,7 +219,8 @@ def _from_slices(run: Run, replica: Run, *, shards: tuple[int, ...], attempt: st
     ingested = run.state.ingested
     assert ingested is not None
     records: list[TableIngested | TableAppended] = [ingested, *run.state.appended]
-    for record, layout in zip(records, layouts_of(run.spec, run.state), strict=True):
+    for number, (record, layout) in enumerate(zip(records, layouts_of(run.spec, run.state), strict=True)):
+        absent = run.state.absent_from(number)
         refs = []
         for shard in shards:
             for slice_ in range(layout.first_slice, layout.first_slice + layout.num_slices):
@@ -219,7 +229,7 @@ def _from_slices(run: Run, replica: Run, *, shards: tuple[int, ...], attempt: st
                     refs.append(ref)
                     continue
                 table = load_slice(run.store, ref)
-                _check_belongs(run, ref, table, layout)
+                _check_belongs(run, ref, table, layout, absent)
                 refs.append(
                     store_slice(
                         replica.store,
@@ -236,12 +246,12 @@ def _from_slices(run: Run, replica: Run, *, shards: tuple[int, ...], attempt: st
         replica.commit(record.model_copy(update=update))
 
 
-def _check_belongs(run: Run, ref: SliceRef, table: pa.Table, layout: Layout) -> None:
+def _check_belongs(run: Run, ref: SliceRef, table: pa.Table, layout: Layout, absent: frozenset[str]) -> None:
     people = list(dict.fromkeys(subjects(table).to_pylist()))
     shards, slices = place(people, layout)
     if (shards != ref.shard).any() or (slices != ref.slice).any():
         raise IntegrityError(f"{run.address}/{ref.path}: holds records that belong to another slice")
-    if not run.state.suppressed.keys().isdisjoint(run.secret.tags(people)):
+    if not absent.isdisjoint(run.secret.tags(people)):
         raise IntegrityError(f"{run.address}/{ref.path}: holds records of somebody who was forgotten")
 
 

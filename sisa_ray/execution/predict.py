@@ -21,6 +21,7 @@ from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.results import PredictResult
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.learning.ensemble import Prediction, Rule, aggregate, rule_for
+from sisa_ray.storage.mirror import check_mirror
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.output import TableWriter
 from sisa_ray.storage.run import Run
@@ -91,6 +92,7 @@ def predict(
         new_workers: how the command gets its shard actors.
     """
     run = existing_run(target)
+    check_mirror(run)
     rule = rule_for(rule or run.spec.config.aggregation, run.spec.task)
     electorate = voters(run)
     warnings = []

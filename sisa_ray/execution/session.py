@@ -121,6 +121,7 @@ class Session:
         # After an error the attempt stays open, so that the next session sweeps what this one left.
         if kind is None:
             self.run.commit(AttemptClosed(attempt=self.attempt))
+            self.run.attempt = None
             self.run.snapshot()
 
     def _take(self) -> None:

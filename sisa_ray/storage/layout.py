@@ -21,6 +21,8 @@ SNAPSHOTS = "snapshots/"
 PERMANENT = (SPEC, LOG, SNAPSHOTS, CERTIFICATES, COORDINATOR)
 """Prefixes that purge never touches."""
 
+_NAME_DIGITS = 16
+
 _PARTIAL = re.compile(
     r"/partial-(?P<key>[0-9a-f]{64})-(?P<step>\d{10})-(?P<digest>[0-9a-f]{64})\.safetensors$"
 )
@@ -36,14 +38,14 @@ def snapshot_path(seq: int) -> str:
     return f"{SNAPSHOTS}{seq:020d}.json"
 
 
-def slice_path(shard: int, slice_: int, attempt: str) -> str:
-    """The Parquet object of one slice."""
-    return f"{DATA}shard={shard:05d}/slice={slice_:04d}/{attempt}/part.parquet"
+def slice_path(shard: int, slice_: int, attempt: str, content_digest: str) -> str:
+    """The Parquet object of one slice. A slice written again by the same attempt has other contents, and so its own."""
+    return f"{DATA}shard={shard:05d}/slice={slice_:04d}/{attempt}/{content_digest[:_NAME_DIGITS]}.parquet"
 
 
-def checkpoint_path(shard: int, stage: int, attempt: str) -> str:
-    """The checkpoint after one stage."""
-    return f"{_stage_prefix(shard, stage)}{attempt}/state.safetensors"
+def checkpoint_path(shard: int, stage: int, attempt: str, key: str) -> str:
+    """The checkpoint after one stage. A stage built again by the same attempt has another key, and so its own."""
+    return f"{_stage_prefix(shard, stage)}{attempt}/{key[:_NAME_DIGITS]}/state.safetensors"
 
 
 def partial_prefix(shard: int, stage: int) -> str:

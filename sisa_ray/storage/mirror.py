@@ -22,6 +22,8 @@ def mirror_suppression(run: Run) -> None:
         ConfigError: where it cannot be written.
     """
     there = _read(run)
+    # Whom others accepted meanwhile, they commit before they mirror them.
+    run.refresh(is_whole=False)
     with run.lock:
         now = set(run.state.suppressed)
     added, lifted = sorted(now - there), sorted(there - now)
@@ -53,6 +55,8 @@ def append_to_mirror(run: Run, *, added: list[str], lifted: list[str]) -> None:
 def missing_tags(run: Run) -> list[str]:
     """Tags that were suppressed once and that this run, as it is now, knows nothing of."""
     there = _read(run)
+    if not there <= run.state.suppressed.keys():
+        run.refresh(is_whole=False)  # others commit whom they accept before they mirror them
     with run.lock:
         return sorted(there - run.state.suppressed.keys())
 
@@ -87,21 +91,20 @@ def _read(run: Run) -> set[str]:
     file = _file(run)
     tags: set[str] = set()
     try:
-        lines = file.read_text(encoding="ascii").splitlines()
+        text = file.read_text(encoding="ascii")
     except FileNotFoundError:
         return tags
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{file}: cannot be read ({type(error).__name__}); restore it from a backup"
         ) from None
-    for number, line in enumerate(lines, start=1):
+    # What follows the last line end was cut short by a crash.
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             change = json.loads(line)
             tags |= set(change["added"])
             tags -= set(change["lifted"])
         except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break  # cut short by a crash
             raise ConfigError(
                 f"{file}: line {number} is no part of a mirror; restore it from a backup"
             ) from None

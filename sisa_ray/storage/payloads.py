@@ -36,21 +36,30 @@ def read_subjects(run: Run, requests: Sequence[str]) -> list[str]:
             continue  # known by tags alone
         if request.payload not in payloads:
             payloads[request.payload] = _read(run, request.payload)
-        named = payloads[request.payload].get(name, [])
-        if tuple(run.secret.tags(named)) != request.tags:
-            raise IntegrityError(
-                f"{run.address}/{request.payload}: does not name the people that were accepted; restore this object"
-            )
-        subjects.update(dict.fromkeys(named))
+        subjects.update(dict.fromkeys(_named(run, name, payloads[request.payload])))
     return list(subjects)
 
 
 def rewrite_payload(run: Run, path: str, requests: Sequence[str]) -> PayloadRewritten:
-    """Store a payload again for some of its requests alone; the record that names the new object."""
-    kept = _read(run, path)
+    """Store a payload again for some of its requests alone; the record that names the new object.
+
+    Raises:
+        IntegrityError: where it names others than were accepted.
+    """
+    there = _read(run, path)
     new = layout.payload_path(uuid.uuid4().hex)
-    write_payload(run.store, new, {name: kept[name] for name in requests})
+    write_payload(run.store, new, {name: _named(run, name, there) for name in requests})
     return PayloadRewritten(before=path, path=new, requests=tuple(requests))
+
+
+def _named(run: Run, name: str, payload: Mapping[str, list[str]]) -> list[str]:
+    """Whom a request names, if they are the people that were accepted."""
+    request, named = run.state.requests[name], payload.get(name, [])
+    if tuple(run.secret.tags(named)) != request.tags:
+        raise IntegrityError(
+            f"{run.address}/{request.payload}: does not name the people that were accepted; restore this object"
+        )
+    return named
 
 
 def _read(run: Run, path: str) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -26,7 +26,7 @@ from sisa_ray.core.errors import (
 from sisa_ray.core.identity import SPEC_VERSION, Spec, differences
 from sisa_ray.core.keys import Secret, canonical_json
 from sisa_ray.core.protection import refuse_retention
-from sisa_ray.core.records import FROM_OUTSIDE, Record, RunCreated
+from sisa_ray.core.records import FROM_OUTSIDE, AttemptOpened, Record, RunCreated
 from sisa_ray.core.requests import EntryMark
 from sisa_ray.core.state import RunState, dump_state
 from sisa_ray.storage import keyring, layout
@@ -87,6 +87,7 @@ class Run:
         """
         with self.lock:
             while True:
+                self._check_attempt(records)
                 try:
                     entry = self.log.append(records, head=self.head)
                 except CommitFailed:
@@ -104,6 +105,15 @@ class Run:
             seq, state = self.head.seq, dump_state(self.state)
         store_snapshot(self.store, self.secret, seq, state)
         self._snapshot_seq = seq
+
+    def _check_attempt(self, records: Sequence[Record]) -> None:
+        """What was read of the log meanwhile may have told that another process has the run."""
+        is_taking = any(isinstance(record, AttemptOpened) for record in records)
+        if self.attempt is not None and self.state.attempt != self.attempt and not is_taking:
+            raise CommitFailed(
+                f"{self.address}: another process has taken the run; this one stops. Only one command at a time "
+                "works on a run"
+            )
 
     def _caught_up(self) -> bool:
         """Apply what was committed meanwhile; whether this process still has the run."""

@@ -44,7 +44,7 @@ def store_slice(
     data = b""
     if table.num_rows:
         data = write_slice(table, num_buckets=num_buckets, seed=seed)
-        path = layout.slice_path(shard, slice_, attempt)
+        path = layout.slice_path(shard, slice_, attempt, digest)
         store.put(path, data)
     return SliceRef(
         shard=shard,

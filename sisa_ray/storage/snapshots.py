@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from sisa_ray.core.errors import ObjectMissing
 from sisa_ray.core.keys import Secret, canonical_json, file_digest
-from sisa_ray.core.state import RunState, load_state
+from sisa_ray.core.state import RunState, load_state, state_form
 from sisa_ray.storage import layout
 from sisa_ray.storage.objects import ObjectStore
 
@@ -41,7 +41,7 @@ def load_snapshot(store: ObjectStore, secret: Secret) -> RunState | None:
 
 def store_snapshot(store: ObjectStore, secret: Secret, seq: int, state: bytes) -> None:
     """Store the state (as dumped) after entry ``seq``; older snapshots go, but for the one before."""
-    header = {"version": SNAPSHOT_VERSION, "mac": _mac(secret, state)}
+    header = {"version": SNAPSHOT_VERSION, "form": state_form(), "mac": _mac(secret, state)}
     store.put(layout.snapshot_path(seq), canonical_json(header) + b"\n" + state)
     paths = sorted(info.path for info in store.list(layout.SNAPSHOTS))
     store.delete(paths[:-_NUM_KEPT])
@@ -50,7 +50,8 @@ def store_snapshot(store: ObjectStore, secret: Secret, seq: int, state: bytes) -
 def _load(store: ObjectStore, path: str, secret: Secret) -> RunState:
     line, _, data = store.get(path).partition(b"\n")
     header: dict[str, Any] = json.loads(line)
-    if header["version"] != SNAPSHOT_VERSION or not hmac.compare_digest(header["mac"], _mac(secret, data)):
+    is_known = (header["version"], header["form"]) == (SNAPSHOT_VERSION, state_form())
+    if not is_known or not hmac.compare_digest(header["mac"], _mac(secret, data)):
         raise ValueError("another version, or not written with the run's secret")
     state = load_state(data)
     if file_digest(store.get(layout.entry_path(state.entry.seq))) != state.entry.digest:
@@ -59,4 +60,5 @@ def _load(store: ObjectStore, path: str, secret: Secret) -> RunState:
 
 
 def _mac(secret: Secret, state: bytes) -> str:
-    return hmac.digest(secret.derive("snapshot/1"), state, "sha256").hex()
+    signed = state_form().encode("ascii") + b"\n" + state
+    return hmac.digest(secret.derive("snapshot/1"), signed, "sha256").hex()
