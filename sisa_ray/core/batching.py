@@ -32,8 +32,7 @@ def starts_at(
 
 def _allowed_at(waiting: Collection[Request], policy: UnlearningConfig, now: datetime) -> datetime | None:
     """When the policy alone would start."""
-    num_subjects = len({tag for r in waiting for tag in r.tags})
-    if num_subjects < policy.min_subjects:
+    if policy.min_subjects > 1 and len({tag for r in waiting for tag in r.tags}) < policy.min_subjects:
         return None
     match policy.batching:
         case "at_once":

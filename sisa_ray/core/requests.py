@@ -40,6 +40,8 @@ class Request:
     priority: Priority
     key: str | None = None
     """The hash of its idempotency key."""
+    num_ingests: int = 0
+    """Ingests done before it was accepted; later ones have refused its people."""
     is_extended: bool = False
     fenced_at: datetime | None = None
     batch: str | None = None

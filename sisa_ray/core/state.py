@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache, singledispatchmethod
+from functools import singledispatchmethod
 
-from pydantic import TypeAdapter
-
-from sisa_ray.core.keys import json_digest
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
@@ -75,8 +72,8 @@ class RunState:
     """(shard, stage) that was built of slices which a batch has rewritten since."""
     suppressed: dict[str, str] = field(default_factory=dict)
     """Tag of every subject that ever asked to be forgotten -> its request."""
-    lifted: dict[str, int] = field(default_factory=dict)
-    """Tag whose suppression was lifted -> how many ingests are without its records all the same."""
+    left_out: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """Tag that was suppressed for a time -> from which ingest on (from 0), up to which, its records are left out."""
     unknown: set[str] = field(default_factory=set)
     """Suppressed tags that no slice held when they were asked for."""
     requests: dict[str, Request] = field(default_factory=dict)
@@ -108,6 +105,11 @@ class RunState:
         """The serialised Arrow schema of the role columns, in hex."""
         assert self.ingested is not None
         return self.ingested.columns
+
+    @property
+    def num_ingests(self) -> int:
+        """The first table, and the appends."""
+        return len(self.appended) + (self.ingested is not None)
 
     @singledispatchmethod
     def apply(self, record: Record) -> None:
@@ -165,6 +167,7 @@ class RunState:
             basis=record.basis,
             priority=record.priority,
             key=record.key,
+            num_ingests=self.num_ingests,
         )
         if record.payload:
             self.payloads.setdefault(record.payload, []).append(record.request)
@@ -197,6 +200,7 @@ class RunState:
                 alone -= taken
         for tag in alone:
             del self.suppressed[tag]
+        self._leave_out(request.tags, since=request.num_ingests)
 
     @apply.register
     def _(self, record: PayloadRewritten) -> None:
@@ -208,11 +212,10 @@ class RunState:
 
     @apply.register
     def _(self, record: SuppressionLifted) -> None:
-        num_ingests = len(self.appended) + (self.ingested is not None)
         for tag in record.tags:
-            if self.suppressed.pop(tag, None) is not None:
-                self.lifted[tag] = num_ingests
+            self.suppressed.pop(tag, None)
             self.unknown.discard(tag)
+        self._leave_out(record.tags, since=0)
 
     @apply.register
     def _(self, record: BatchPlanned) -> None:
@@ -333,7 +336,8 @@ class RunState:
 
     def absent_from(self, ingest: int) -> frozenset[str]:
         """Tags that an ingest (from 0: the first table, then the appends) is without, whatever its source says."""
-        return frozenset((*self.suppressed, *(tag for tag, num in self.lifted.items() if ingest < num)))
+        left_out = (t for t, spans in self.left_out.items() if any(a <= ingest < b for a, b in spans))
+        return frozenset((*self.suppressed, *left_out))
 
     def find_request(self, name: str) -> Request | None:
         """A request, open or closed."""
@@ -367,6 +371,12 @@ class RunState:
                 waiting.append(name)
         return tuple(waiting)
 
+    def _leave_out(self, tags: Iterable[str], *, since: int) -> None:
+        """Remember that the ingests from ``since`` up to now are without people who are suppressed no longer."""
+        if since < self.num_ingests:
+            for tag in tags:
+                self.left_out.setdefault(tag, []).append((since, self.num_ingests))
+
     def _drop_descendants(self, rebuilt: StageRef) -> None:
         """Forget the stages that descend from other bytes than those of ``rebuilt`` (contract clause 12)."""
         later = [place for place in self.stages if place[0] == rebuilt.shard and place[1] > rebuilt.stage]
@@ -385,22 +395,3 @@ def fold(records: Iterable[Record]) -> RunState:
     for record in records:
         state.apply(record)
     return state
-
-
-_ADAPTER: TypeAdapter[RunState] = TypeAdapter(RunState)
-
-
-@cache
-def state_form() -> str:
-    """A digest of what a dumped state consists of: one of another form may lack what this version must know."""
-    return json_digest(_ADAPTER.json_schema())
-
-
-def dump_state(state: RunState) -> bytes:
-    """A state as JSON, for a snapshot."""
-    return _ADAPTER.dump_json(state)
-
-
-def load_state(data: bytes) -> RunState:
-    """The state that :func:`dump_state` wrote; pydantic's ValidationError for anything else."""
-    return _ADAPTER.validate_json(data)

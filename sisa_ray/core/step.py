@@ -155,7 +155,7 @@ def _is_due(spec: Spec, state: RunState, waiting: list[Request], moment: Moment 
 
 
 def _starts_at(spec: Spec, state: RunState, waiting: list[Request], moment: Moment) -> datetime:
-    num_subjects = len({tag for r in waiting for tag in r.tags})
+    num_subjects = sum(len(r.tags) for r in waiting)  # whoever is named twice counts twice: an upper bound
     predicted_s = predicted_rebuild_s(spec, state, num_subjects=num_subjects, num_slots=moment.num_slots)
     return starts_at(waiting, spec.config.unlearning, now=moment.now, predicted_s=predicted_s)
 

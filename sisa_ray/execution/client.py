@@ -111,11 +111,15 @@ class ActorClient:
     def wait(self, requests: Sequence[str], *, on_event: OnEvent = ignore) -> None:
         """Wait until these requests are certified."""
         while True:
-            is_settled = self._ask("is_settled", list(requests))
+            is_settled = self.is_settled(requests)
             self._pass_on(on_event)
             if is_settled:
                 return
             time.sleep(_POLL_S)
+
+    def is_settled(self, requests: Sequence[str]) -> bool:
+        """Whether all of these requests are certified or rejected."""
+        return bool(self._ask("is_settled", list(requests)))
 
     def call(self, task: str, *, on_event: OnEvent = ignore, **arguments: Any) -> Any:
         """Have a task done between batches."""

@@ -42,6 +42,7 @@ _LOOK_S = 2.0
 _SWEEP_S = 600.0
 _IDLE_S = 10.0
 """Seconds without work after which shard actors are released, with their GPUs."""
+_PASS_EVERY_S = 0.05
 _MAX_GROUP = 2000
 _NUM_EVENTS = 4096
 _FIRST_PAUSE_S = 1.0
@@ -252,6 +253,8 @@ class Coordinator:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
             self._rest(session)
+            # Requests come one by one; what is to be decided is decided for many together.
+            self._stop.wait(_PASS_EVERY_S)
 
     def _do_orders(self, session: Session) -> None:
         while self._orders:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from sisa_ray.core.clocks import shortest_days
 from sisa_ray.core.config import SisaConfig
+from sisa_ray.core.dumped import dump_state
 from sisa_ray.core.errors import (
     BucketMissing,
     CommitFailed,
@@ -28,7 +29,7 @@ from sisa_ray.core.keys import Secret, canonical_json
 from sisa_ray.core.protection import refuse_retention
 from sisa_ray.core.records import FROM_OUTSIDE, AttemptOpened, Record, RunCreated
 from sisa_ray.core.requests import EntryMark
-from sisa_ray.core.state import RunState, dump_state
+from sisa_ray.core.state import RunState
 from sisa_ray.storage import keyring, layout
 from sisa_ray.storage.log import CommitLog, Entry, Head
 from sisa_ray.storage.objects import ObjectStore, open_store

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
 
 from sisa_ray.core.errors import ConfigError, ObjectExists, ObjectMissing, StorageDenied, StorageError
 from sisa_ray.core.protection import BucketProtection
@@ -252,6 +253,16 @@ def _common_prefix(keys: Sequence[str]) -> str:
     return first[:length]
 
 
+class _HttpSession(AIOHTTPSession):  # type: ignore[misc]
+    """Sends every request once. aiohttp would repeat a PUT whose connection broke without a word: a create that had
+    won would then pass for one that was refused."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._retry_connection = False  # noqa: SLF001 - there is no other switch
+        return session
+
+
 def _filesystem() -> Any:
     # Not part of the store: that is pickled, and another process has another environment.
     return _connected(os.getpid(), tuple(sorted(i for i in os.environ.items() if i[0].startswith("AWS_"))))
@@ -266,6 +277,7 @@ def _connected(pid: int, environment: tuple[tuple[str, str], ...]) -> Any:  # no
             "connect_timeout": _CONNECT_TIMEOUT_S,
             "read_timeout": _READ_TIMEOUT_S,
             "max_pool_connections": _NUM_CONNECTIONS,
+            "http_session_cls": _HttpSession,
             # Retries of others would hide our patience (and draw from the random generator that recipes see).
             "retries": {"total_max_attempts": 1},
         },

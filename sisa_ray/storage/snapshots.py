@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sisa_ray.core.dumped import load_state, state_form
 from sisa_ray.core.errors import ObjectMissing
 from sisa_ray.core.keys import Secret, canonical_json, file_digest
-from sisa_ray.core.state import RunState, load_state, state_form
+from sisa_ray.core.state import RunState
 from sisa_ray.storage import layout
 from sisa_ray.storage.objects import ObjectStore
 

@@ -5,6 +5,7 @@ The process stands for a user as well: what was not answered is asked for again,
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -78,12 +79,12 @@ def serve(stage: Stage) -> None:
 def serve_on_ray(stage: Stage) -> None:
     """The same with a detached coordinator and real shard actors on a local Ray of this process's own."""
     os.environ["SISA_RAY_KEYRING"] = str(stage.keys)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     hosting.start_coordinator(stage.address)
     reached = client.ActorClient(stage.address, client.find_actor(stage.address))
     _ask(
         submit=reached.submit,
-        is_settled=lambda requests: reached.wait(requests) or True,
+        is_settled=lambda requests: bool(reached.is_settled(requests)),
         append=lambda: reached.call("append", table=stage.appended),
     )
     hosting.stop_coordinator(stage.address)
@@ -125,7 +126,7 @@ def outcome(stage: Stage) -> dict[str, Any]:
     }
 
 
-def in_child(work: Callable[[], None], *, timeout_s: float = 120) -> int:
+def in_child(work: Callable[[], object], *, timeout_s: float = 120) -> int:
     """Do ``work`` in a forked process; its exit status, negative for a signal."""
     pid = os.fork()
     if pid == 0:
@@ -163,7 +164,7 @@ class Killer:
         coordinator.HEARTBEAT_S = 3600.0
         for name in MUTATING:
             setattr(LocalStore, name, self._wrapped(getattr(LocalStore, name)))
-        mirror.append_to_mirror = self._counted(mirror.append_to_mirror)  # type: ignore[assignment]
+        mirror.append_to_mirror = self._counted(mirror.append_to_mirror)
 
     def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         counted = self._counted(original)

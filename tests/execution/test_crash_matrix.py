@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setenv("SISA_RAY_KEYRING", os.environ["SISA_RAY_KEYRING"])  # restored afterwards
     prepared = Stage(tmp_path / "prepared")
-    assert in_child(lambda: prepared.prepare() and None) == 0
+    assert in_child(prepared.prepare) == 0
     return prepared
 
 
