@@ -7,7 +7,7 @@ entry with their tags. Accepted means committed.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -230,6 +230,16 @@ def checked_subjects(subjects: Sequence[object]) -> list[str]:
             )
         checked[key] = None
     return list(checked)
+
+
+def rows_of(subjects: Sequence[object], tags: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Each person's first row, as the caller counts, and their tag."""
+    seen: set[str] = set()
+    for row, subject in enumerate(subjects):
+        key = canonical_key(subject)
+        if key not in seen:
+            seen.add(key)
+            yield row, tags[key]
 
 
 def _checked_key(key: str) -> str:

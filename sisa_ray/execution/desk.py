@@ -26,6 +26,7 @@ from sisa_ray.execution.acceptance import (
     accept_from_outside,
     checked_subjects,
     refuse_faulty,
+    rows_of,
 )
 from sisa_ray.execution.client import find_coordinator
 from sisa_ray.execution.events import OnEvent, ignore
@@ -126,9 +127,10 @@ def lift(
 def lift_in(session: Session, *, subjects: Sequence[str], reason: LiftReason) -> LiftResult:
     """:func:`lift`, in a session on the run."""
     run = session.run
-    tags = run.secret.tags(checked_subjects(subjects))
+    people = checked_subjects(subjects)
+    tags = run.secret.tags(people)
     waiting = {tag for asked in run.state.requests.values() for tag in asked.tags}
-    for row, tag in enumerate(tags):
+    for row, tag in rows_of(subjects, dict(zip(people, tags, strict=True))):
         if tag not in run.state.suppressed:
             raise DataError(f"subjects: row {row}: is not suppressed in this run; nothing was lifted")
         if tag in waiting:

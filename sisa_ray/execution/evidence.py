@@ -10,7 +10,7 @@ from sisa_ray.core.errors import DataError, ObjectMissing
 from sisa_ray.core.keys import file_digest
 from sisa_ray.core.records import Record
 from sisa_ray.core.requests import ClosedBatch
-from sisa_ray.execution.acceptance import checked_subjects
+from sisa_ray.execution.acceptance import checked_subjects, rows_of
 from sisa_ray.execution.certify import receipts
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.opening import Target, existing_run
@@ -60,9 +60,9 @@ def receipt_files(target: Target, subjects: Sequence[str]) -> list[bytes]:
         DataError: naming the row of a subject whom no certified batch names.
     """
     run = existing_run(target, check_code=False)
-    tags = run.secret.tags(checked_subjects(subjects))
+    people = checked_subjects(subjects)
     made = []
-    for row, tag in enumerate(tags):
+    for row, tag in rows_of(subjects, dict(zip(people, run.secret.tags(people), strict=True))):
         batch = _batch_naming(run, tag)
         if batch is None:
             raise DataError(f"subjects: row {row}: no certified batch of this run names them")

@@ -28,6 +28,7 @@ from sisa_ray.core.records import (
     CheckpointLost,
     GenerationPublished,
     PurgeFailed,
+    PurgePlanned,
     RequestsFenced,
     SelfChecked,
     StageBuilt,
@@ -66,7 +67,7 @@ from sisa_ray.execution.selfcheck import self_check
 from sisa_ray.execution.workers import Workers
 from sisa_ray.storage.mirror import check_mirror, mirror_suppression
 from sisa_ray.storage.payloads import rewrite_payload
-from sisa_ray.storage.purge import purge
+from sisa_ray.storage.purge import has_strays, purge
 from sisa_ray.storage.run import Run, missing_objects
 
 _NUM_TRIES = 20
@@ -113,6 +114,9 @@ class Session:
             if not self._is_behind:
                 mirror_suppression(self.run)
             self._note_missing_objects()
+            if not self.run.state.purge_due and has_strays(self.run):
+                # Late writes of a process that was superseded.
+                self.run.commit(PurgePlanned(attempt=self.attempt, num_objects=0))
         return self
 
     def __exit__(

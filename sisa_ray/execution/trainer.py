@@ -14,7 +14,14 @@ from sisa_ray.execution import commands
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.predict import predict
-from sisa_ray.execution.results import PredictResult, StatusResult, TrainResult, UnlearnResult, VerifyResult
+from sisa_ray.execution.results import (
+    AppendResult,
+    PredictResult,
+    StatusResult,
+    TrainResult,
+    UnlearnResult,
+    VerifyResult,
+)
 from sisa_ray.execution.verify import verify
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage.run import Run
@@ -91,6 +98,16 @@ class SisaTrainer:
         constituents = _constituents(existing_run(self._target, check_code=False))
         return TrainedEnsemble(
             address=result.address, metrics=metrics, constituents=constituents, result=result
+        )
+
+    def append(self, table: str, *, num_slices: int = 1) -> AppendResult:
+        """Bring further records into the run as new slices, and train the new stages alone."""
+        return commands.append(
+            self._target,
+            table,
+            num_slices=num_slices,
+            on_event=self._on_event,
+            new_workers=self._new_workers,
         )
 
     def unlearn(self, subjects: Sequence[str]) -> UnlearnResult:

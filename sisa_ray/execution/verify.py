@@ -25,6 +25,7 @@ from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage import layout
 from sisa_ray.storage.checkpoints import read_checked
+from sisa_ray.storage.mirror import check_mirror
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.purge import purge
 from sisa_ray.storage.run import Run, open_with_spec
@@ -62,6 +63,7 @@ def verify(
     if coordinator is not None:
         found: VerifyResult = coordinator.call("verify", on_event=on_event, shards=shards, sample=sample)
         return found
+    check_mirror(run)
     _require_complete(run)
     with (
         new_workers() as workers,

@@ -11,9 +11,11 @@ import pytest
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import DataError, RunConflict
-from sisa_ray.execution import commands
+from sisa_ray.execution import commands, desk
+from sisa_ray.execution.acceptance import Submission
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.verify import verify
+from sisa_ray.storage.ingest import ingest_direct
 from tests.execution.tables import make_config, make_table
 from tests.support.inline import InlineWorkers
 
@@ -129,3 +131,24 @@ def test_appended_before_training(tmp_path: Path) -> None:
     commands.train(three, new_workers=InlineWorkers)
     mine, others = bits(one), bits(three)
     assert all((mine[p] == others[p]) == (p[1] <= 3) for p in mine)
+
+
+def test_who_asks_while_an_append_is_under_way_is_forgotten_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, make_table(100))
+    commands.train(config, new_workers=InlineWorkers)
+
+    def asked_meanwhile(job: Any) -> Any:
+        done = ingest_direct(job)
+        desk.request(config, [Submission(subjects=("a2", "p7"))])
+        return done
+
+    monkeypatch.setattr("sisa_ray.execution.intake.ingest_direct", asked_meanwhile)
+    result = append(config, write(tmp_path, "a.parquet", renamed(make_table(40, seed=7), "a")))
+    monkeypatch.undo()
+    assert result.num_refused == 0
+    assert result.num_records == 140 - 3  # a2 once, p7 in both tables
+    (row,) = desk.list_requests(config).rows
+    assert row.state == "certified"
+    assert verify(config, new_workers=InlineWorkers).bit_identical

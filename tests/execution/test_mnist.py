@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from sisa_ray.core.certificate import Certificate, read_signed
+from sisa_ray.core.chain import check_chain
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.partition import Layout, place
 from sisa_ray.core.schedule import stage_epochs, stage_steps
-from sisa_ray.execution import commands
+from sisa_ray.execution import commands, evidence
 from sisa_ray.execution.verify import verify
+from sisa_ray.storage import signing
 from tests.support.weed import WeedServer, use
 
 NUM_SHARDS, NUM_SLICES, EPOCHS, BATCH_SIZE = 20, 10, 15, 64
@@ -110,6 +113,17 @@ def test_mnist_forgets_two_batches_and_proves_it(
         assert (result.num_forgotten, result.num_records) == (8, 8)
         assert result.record_visits == expected
         assert set(result.shards_rebuilt) == {where[person][0] for person in batch}
+
+    certified = evidence.certificate_file(config)
+    key = signing.load_or_create(storage_path=config.storage_path).public_key()
+    certificate = read_signed(certified, key, name="certificate")
+    assert isinstance(certificate, Certificate)
+    assert check_chain(certificate, evidence.segment(config), name="certificate") > certificate.log.seq
+    assert [t.shard for t in certificate.touched] == sorted({where[p][0] for p in chosen[8:]})
+    assert certificate.work.record_visits == result.record_visits
+    replayed = timed("replay_certificate", lambda: evidence.replay_certificate(config, certificate))
+    assert replayed.outcome == "bit-identical"
+    assert not [shard for shard in replayed.shards if shard.is_superseded]
 
     checked = timed("verify", lambda: verify(config))
     assert (checked.outcome, checked.bit_identical) == ("bit-identical", True)
