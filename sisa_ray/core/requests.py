@@ -40,6 +40,8 @@ class Request:
     priority: Priority
     key: str | None = None
     """The hash of its idempotency key."""
+    seq: int = -1
+    """The log entry that accepted it."""
     num_ingests: int = 0
     """Ingests done before it was accepted; later ones have refused its people."""
     is_extended: bool = False

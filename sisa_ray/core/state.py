@@ -168,6 +168,7 @@ class RunState:
             priority=record.priority,
             key=record.key,
             num_ingests=self.num_ingests,
+            seq=self.entry.seq,
         )
         if record.payload:
             self.payloads.setdefault(record.payload, []).append(record.request)
@@ -194,7 +195,8 @@ class RunState:
         self.purge_due = True
         alone = {tag for tag in request.tags if self.suppressed.get(tag) == request.request}
         for other in (*self.closed_requests.values(), *self.requests.values()):
-            if alone and not other.is_rejected:
+            # Earlier ones that named whom only this one has now were lifted.
+            if alone and not other.is_rejected and other.seq >= request.seq:
                 taken = alone.intersection(other.tags)
                 self.suppressed.update(dict.fromkeys(taken, other.request))
                 alone -= taken

@@ -25,6 +25,7 @@ NAMESPACE = "sisa_ray"
 SIGN_LASTS_S = 30.0
 """Seconds after which a coordinator that gives no sign is believed to be gone."""
 
+_ENDED = ("certified", "unknown", "rejected")
 _PATIENCE_S = 120.0
 _POLL_S = 0.2
 _AWAY = (ActorDiedError, ActorUnavailableError)
@@ -184,7 +185,7 @@ class LogClient:
         while True:
             self._run.refresh(is_whole=False)
             found = [state.find_request(name) for name in requests]
-            if all(r is not None and state.request_state(r) in ("certified", "unknown") for r in found):
+            if all(r is not None and state.request_state(r) in _ENDED for r in found):
                 return
             if read_sign(self._run.address) is None:
                 raise CommitFailed(

@@ -7,6 +7,7 @@ them is finished by the next coordinator: all that counts is in the log.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sisa_ray.core.errors import CommitFailed, ExecutionError, SisaError
+from sisa_ray.core.errors import CommitFailed, ExecutionError, SisaError, StateMoved
 from sisa_ray.core.step import Moment, wakes_at
 from sisa_ray.execution.acceptance import Acceptance, Submission, accept
 from sisa_ray.execution.events import Event, StageProgress
@@ -118,7 +119,6 @@ class Coordinator:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
-        self._run.store.delete([layout.COORDINATOR])
 
     def submit(self, submissions: Sequence[Submission]) -> Future[list[Acceptance | SisaError]]:
         """Accept requests; the future is done once they are durable."""
@@ -189,7 +189,7 @@ class Coordinator:
                 group.append(self._inbox.get())
             submissions = [submission for asked, _ in group for submission in asked]
             try:
-                answers = accept(self._run, submissions) if submissions else []
+                answers = self._accept(submissions) if submissions else []
             except Exception as error:
                 if isinstance(error, CommitFailed):
                     self._fence(error)
@@ -202,6 +202,11 @@ class Coordinator:
             self._news.set()
         while not self._inbox.empty():
             self._inbox.get()[1].set_exception(self._gone())
+
+    def _accept(self, submissions: Sequence[Submission]) -> list[Acceptance | SisaError]:
+        while True:
+            with contextlib.suppress(StateMoved):  # then all of it is tried again, on the state as it is
+                return accept(self._run, submissions)
 
     # The thread that works
 
@@ -328,6 +333,9 @@ class Coordinator:
             except SisaError as error:
                 logger.warning("%s", error)
             self._stop.wait(HEARTBEAT_S)
+        with contextlib.suppress(SisaError, ValueError, KeyError):
+            if json.loads(self._run.store.get(layout.COORDINATOR))["attempt"] == self._attempt:
+                self._run.store.delete([layout.COORDINATOR])
 
     def _fence(self, error: BaseException) -> None:
         self._trouble = str(error) or type(error).__name__

@@ -11,7 +11,7 @@ from sisa_ray.core.state import Place, RunState
 from sisa_ray.execution import opening
 from sisa_ray.execution.acceptance import Submission, checked_subjects
 from sisa_ray.execution.client import find_coordinator
-from sisa_ray.execution.events import OnEvent, ignore
+from sisa_ray.execution.events import OnEvent, PhaseStarted, ignore
 from sisa_ray.execution.forget import route
 from sisa_ray.execution.opening import Target
 from sisa_ray.execution.results import Outcome, UnlearnResult, UnlearnRow
@@ -42,6 +42,7 @@ def unlearn(
     if coordinator is not None:
         if new:
             request = coordinator.submit([Submission(subjects=new)])[0].request
+            on_event(PhaseStarted(text="waiting for the coordinator"))
             coordinator.wait([request], on_event=on_event)
         run.refresh()
     else:
