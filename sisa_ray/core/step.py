@@ -9,7 +9,7 @@ from sisa_ray.core.batching import starts_at
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.planner import Lineage, ShardPlan, holds_unkept, missing_stages, predicted_rebuild_s
 from sisa_ray.core.requests import Request
-from sisa_ray.core.state import RunState
+from sisa_ray.core.state import OPENED_FOR, RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +143,8 @@ def wakes_at(spec: Spec, state: RunState, moment: Moment) -> datetime | None:
         times.append(start)
     if state.purge_trouble is not None:
         times.append(state.purge_trouble.retry_at)
+    elif state.opened_payloads:
+        times.append(min(state.opened_payloads.values()) + OPENED_FOR)
     return min(times, default=None)
 
 
@@ -164,7 +166,7 @@ def _settle(spec: Spec, state: RunState, moment: Moment | None) -> Decision | No
     """Purge, close and certify, once everything is built."""
     trouble = state.purge_trouble
     backs_off = trouble is not None and moment is not None and moment.now < trouble.retry_at
-    if not backs_off and (state.purge_due or holds_unkept(spec, state)):
+    if not backs_off and (state.purge_due or holds_unkept(spec, state) or _holds_abandoned(state, moment)):
         for path, held in state.payloads.items():
             needed = state.needed_in(path)
             if needed and len(needed) < len(held):
@@ -176,3 +178,9 @@ def _settle(spec: Spec, state: RunState, moment: Moment | None) -> Decision | No
     for name in state.uncertified:
         return Certify(batch=name)
     return None
+
+
+def _holds_abandoned(state: RunState, moment: Moment | None) -> bool:
+    """Whether a payload was announced so long ago that nobody will commit it: it names people, and has to go."""
+    now = state.entry.at if moment is None else moment.now
+    return any(now - since > OPENED_FOR for since in state.opened_payloads.values())

@@ -63,7 +63,9 @@ def run_demo(directory: str, output: Output, story: Console) -> dict[str, Any]:
     draw(before, after, unlearned, files.picture, bit_identical=verified.bit_identical)
     _step(story, 5, "Go on from here")
     program = _program()
-    for command in (["status", str(files.config)], ["unlearn", str(files.config), _NEXT_LEAVER]):
+    config = str(files.config)
+    certificate = ["certificate", "fetch", config, "--out", "certificate.json"]
+    for command in (["status", config], ["unlearn", config, _NEXT_LEAVER], certificate, ["log", config]):
         line = shlex.join([program, *command])
         story.print(Text(f"{_INDENT}{line}"), soft_wrap=True)  # in one piece, to be copied
     story.print(Text(f"\nThe picture of what was kept, rebuilt and purged: {files.picture}"), soft_wrap=True)

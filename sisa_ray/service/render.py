@@ -200,6 +200,8 @@ def status_text(result: StatusResult) -> RenderableType:
         "purge due" if result.purge_due else "nothing left to purge",
     ]
     lines: list[RenderableType] = [_address(result.address), Text(", ".join(facts)), Text(", ".join(people))]
+    if result.purge_trouble:
+        lines.append(Text(f"purge: {result.purge_trouble}", "bold red"))
     if result.shards:
         lines += [_stages_table(result.shards, result.stages), *_legend(result.stages)]
     lines.append(
