@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint format type test-mnist test-crash test-slow bench clean
+.PHONY: help demo test lint format type test-sim test-mnist test-crash test-slow bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ format: $(READY) ## Format, and mend what the linter can mend
 
 type: $(READY) ## Check the types
 	$(BIN)/mypy
+
+test-sim: $(READY) ## 5,000 simulated histories of coordinators that crash, race and are paused (a minute)
+	@$(BIN)/python -m tests.core.cluster --seeds 5000
 
 test-mnist: $(READY) ## The main job: MNIST, 20 shards x 10 slices, on a real S3 server (slow)
 	$(PYTEST) -m slow -k mnist

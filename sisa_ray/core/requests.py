@@ -76,6 +76,10 @@ class OpenBatch:
     objects_purged: int = 0
     bytes_purged: int = 0
 
+    def touches(self, ref: StageRef) -> bool:
+        """Whether a stage is of a shard that held people of this batch."""
+        return any(shard == ref.shard for shard, _ in self.plan.affected)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntryMark:

@@ -250,7 +250,7 @@ class RunState:
         if before is not None and before.key == ref.key and before.file_digest != ref.file_digest:
             self._drop_descendants(ref)
         for batch in self.batches.values():
-            if batch.rewritten:
+            if batch.rewritten and batch.touches(ref):
                 batch.stages_rebuilt += 1
                 batch.record_visits += ref.record_visits
 

@@ -64,7 +64,7 @@ class SubjectsCommand(TyperCommand):
     """A command whose arguments are people: errors about the arguments must not repeat them."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Refuse unknown options without naming them."""
+        """Refuse unknown options and arguments that are too many, without naming them."""
         known = {"--help"}.union(*(param.opts for param in self.params))
         for arg in takewhile(lambda a: a != "--", args):
             if arg.startswith("-") and arg != "-" and arg.partition("=")[0] not in known:
@@ -73,7 +73,14 @@ class SubjectsCommand(TyperCommand):
                     "put -- before the subjects if it is one of them",
                     ctx=ctx,
                 )
-        return super().parse_args(ctx, args)
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest:
+            raise typer.BadParameter(
+                f"{len(rest)} argument(s) more than this command takes; quote a subject that has spaces in it",
+                ctx=ctx,
+            )
+        return rest
 
 
 def examples(*lines: str) -> str:

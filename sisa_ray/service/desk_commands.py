@@ -215,5 +215,5 @@ def _time(text: str | None) -> datetime | None:
     except ValueError:
         raise DataError(f"--received-at {text}: is no time; write it like {example}") from None
     if at.tzinfo is None:
-        raise DataError(f"--received-at {text}: has no time zone; write {text}Z for UTC")
+        raise DataError(f"--received-at {text}: has no time zone; write {at.isoformat()}Z for UTC")
     return at

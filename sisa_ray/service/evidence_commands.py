@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -119,9 +119,10 @@ def show(file: File, as_json: Json = False, quiet: Quiet = False) -> None:
     """Show what a certificate or a receipt says. It is not checked: see verify."""
     output = Output(as_json=as_json, quiet=quiet)
     with output.reporting():
+        data = _read(file)
         try:
-            content = json.loads(_read(file))
-        except ValueError:
+            content = json.loads(data, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
             raise CertificateInvalid(f"{file}: is not JSON") from None
         if not isinstance(content, dict):
             raise CertificateInvalid(f"{file}: is not a certificate or a receipt")
@@ -194,6 +195,11 @@ def verify(
         raise typer.Exit(EXIT_DIFFERENT)
     if replayed is not None and replayed.outcome in ("not comparable", "superseded"):
         raise typer.Exit(EXIT_NOT_COMPARABLE)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """NaN and the like: Python reads them, and JSON has no such numbers."""
+    raise ValueError(name)
 
 
 def _read(file: str) -> bytes:

@@ -163,6 +163,12 @@ class TestCosts:
         batch = state.batches["b1"]
         assert (batch.stages_rebuilt, batch.record_visits, batch.objects_purged) == (2, 24, 3)
 
+    def test_a_batch_pays_for_its_own_shards_alone(self) -> None:
+        state = fold([INGESTED, ACCEPTED, PLANNED, REWRITTEN, built(1, 1)])
+        assert state.batches["b1"].stages_rebuilt == 0
+        state.apply(built(0, 2))
+        assert state.batches["b1"].stages_rebuilt == 1
+
 
 class TestStages:
     def test_the_last_build_counts(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from sisa_ray import __version__
@@ -15,7 +16,12 @@ from sisa_ray.core import errors
 from sisa_ray.service.cli import app
 from tests.service.standins import StandIns, verify_result
 
-COMMANDS = ["ingest", "train", "unlearn", "verify", "predict", "status", "baseline", "demo"]
+COMMANDS = [
+    *("ingest", "train", "unlearn", "verify", "predict", "status", "baseline", "demo"),
+    *("request", "requests", "extend", "reject", "suppression replay", "suppression lift", "log"),
+    *("certificate list", "certificate fetch", "certificate receipt", "certificate show"),
+    *("certificate verify", "coordinator start", "coordinator stop", "coordinator status"),
+]
 CALLS = {
     "ingest": ["ingest", "mnist.yaml"],
     "train": ["train", "mnist.yaml"],
@@ -41,11 +47,19 @@ def document(*args: str, code: int = 0) -> dict[str, Any]:
     return loaded
 
 
+def test_every_command_is_in_the_list() -> None:
+    """Those of groups, too: what follows holds for all of them."""
+    there = []
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        there += [f"{name} {sub}" for sub in command.commands] if hasattr(command, "commands") else [name]
+    assert sorted(there) == sorted(COMMANDS)
+
+
 def test_help_answers_without_the_heavy_imports() -> None:
     program = (
         "import sys\n"
         "from sisa_ray.service.cli import app\n"
-        f"for command in {[*([c] for c in COMMANDS), []]!r}:\n"
+        f"for command in {[*(c.split() for c in COMMANDS), []]!r}:\n"
         "    app([*command, '--help'], standalone_mode=False)\n"
         "heavy = ('torch', 'ray', 'pyarrow', 'matplotlib', 'sklearn')\n"
         "print([m for m in heavy if m in sys.modules])\n"
@@ -56,7 +70,7 @@ def test_help_answers_without_the_heavy_imports() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
-    out, _ = invoke(command, "--help")
+    out, _ = invoke(*command.split(), "--help")
     assert f"sisa-ray {command} " in out[out.index("Example") :]
 
 
