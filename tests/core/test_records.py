@@ -45,9 +45,7 @@ ALL: list[Record] = [
     AttemptOpened(attempt="a", command="train"),
     AttemptClosed(attempt="a"),
     TableIngested(attempt="a", columns="00ff", slices=SLICES, num_rows=2, num_refused=1),
-    TableAppended(
-        attempt="a", source="t.parquet", num_slices=1, slices=SLICES, num_rows=2, num_refused=0
-    ),
+    TableAppended(attempt="a", source="t.parquet", num_slices=1, slices=SLICES, num_rows=2, num_refused=0),
     SelfChecked(platform={"torch": "2"}),
     accepted("r", "t1", "t2", payload="requests/r.json"),
     accepted("r2", "t3", key="k", priority="urgent", basis="ccpa"),

@@ -69,7 +69,10 @@ def test_every_slice_holds_its_records_and_is_described_truly(tmp_path: Path, in
         if ref.path is None:
             assert (ref.num_records, ref.file_digest, ref.size_bytes) == (0, None, 0)
             continue
-        assert ref.path == f"data/shard={ref.shard:05d}/slice={ref.slice:04d}/attempt/{ref.content_digest[:16]}.parquet"
+        assert (
+            ref.path
+            == f"data/shard={ref.shard:05d}/slice={ref.slice:04d}/attempt/{ref.content_digest[:16]}.parquet"
+        )
         assert (file_digest(stored[ref.path]), len(stored[ref.path])) == (ref.file_digest, ref.size_bytes)
         back = read_slice(stored[ref.path])
         wanted = expected[ref.shard, ref.slice].sort_by("record_id")
