@@ -11,6 +11,9 @@ from sisa_ray.core.planner import Lineage, ShardPlan, holds_unkept, missing_stag
 from sisa_ray.core.requests import Request
 from sisa_ray.core.state import OPENED_FOR, RunState
 
+_JOIN_S = 60.0
+"""Seconds for which a batch can be joined, however fast the run is rebuilt."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FenceRequests:
@@ -129,9 +132,19 @@ def join(spec: Spec, state: RunState, *, moment: Moment | None) -> Decision | No
     if unfenced:
         return FenceRequests(requests=unfenced)
     waiting = _waiting(state)
-    if waiting and _is_due(spec, state, waiting, moment):
+    if waiting and _is_due(spec, state, waiting, moment) and not _must_finish(spec, state, moment):
         return PlanBatch(requests=tuple(r.request for r in waiting))
     return None
+
+
+def _must_finish(spec: Spec, state: RunState, moment: Moment | None) -> bool:
+    """Whether those who joined have delayed a batch for so long that it has to be published first."""
+    since = [b.planned_at for b in state.batches.values() if b.published_at is None]
+    if moment is None or not since or not state.generation:
+        return False
+    num_shards = spec.config.sisa.num_shards
+    whole_s = predicted_rebuild_s(spec, state, num_subjects=num_shards, num_slots=moment.num_slots)
+    return (moment.now - min(since)).total_seconds() > max(_JOIN_S, 2 * whole_s)
 
 
 def wakes_at(spec: Spec, state: RunState, moment: Moment) -> datetime | None:

@@ -75,10 +75,12 @@ def accept_from_outside(run: Run, submissions: Sequence[Submission]) -> list[Acc
     The payload is announced before it is written, so that no purge of another process takes it. Where nothing of it
     counts in the end, since another process was faster with the same keys, it is deleted.
     """
-    path = layout.payload_path(uuid.uuid4().hex)
+    path = ""
     while True:
         try:
             if path not in run.state.opened_payloads and _judged(run, submissions, path).fresh:
+                # A new one each time: an announcement that has expired may be in the hands of a purge.
+                path = layout.payload_path(uuid.uuid4().hex)
                 run.commit(PayloadOpened(path=path))
             answers = _accept(run, submissions, path)
         except CommitFailed:

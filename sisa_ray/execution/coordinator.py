@@ -30,7 +30,7 @@ from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage import layout
-from sisa_ray.storage.purge import has_strays, purge
+from sisa_ray.storage.purge import has_strays
 from sisa_ray.storage.run import Run
 
 logger = logging.getLogger("sisa_ray.coordinator")
@@ -247,6 +247,7 @@ class Coordinator:
                 self._do_orders(session)
                 self._trouble, pause_s = None, _FIRST_PAUSE_S
                 self._status, self._doing = "idle", None
+                self._rest(session)
             except (CommitFailed, Stopping):
                 raise
             except SisaError as error:
@@ -257,7 +258,6 @@ class Coordinator:
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
-            self._rest(session)
             # Requests come one by one; what is to be decided is decided for many together.
             self._stop.wait(_PASS_EVERY_S)
 
@@ -282,10 +282,11 @@ class Coordinator:
             now = time.monotonic()
             if now - idle_since > _IDLE_S:
                 session.workers.release()
-            if now - swept_at > _SWEEP_S:
+            if now - swept_at > _SWEEP_S and self._run.state.purge_trouble is None:
                 swept_at = now
                 if has_strays(self._run):  # late writes of a coordinator that was superseded
-                    purge(self._run, attempt=session.attempt)
+                    session.purge()
+                    break
             with self._run.lock:
                 moment = self._moment(session.workers)
                 wake = wakes_at(self._run.spec, self._run.state, moment)

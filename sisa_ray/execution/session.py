@@ -6,6 +6,7 @@ anywhere is finished by the next session, in the same bits.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ from sisa_ray.storage.purge import has_strays, purge
 from sisa_ray.storage.run import Run, missing_objects
 
 _NUM_TRIES = 20
+_LOOK_S = 2.0
 _FIRST_RETRY_S = 30.0
 _LONGEST_RETRY_S = 6 * 3600.0
 
@@ -103,6 +105,7 @@ class Session:
         """The run was restored from before some people asked to be forgotten, and this session makes up for it."""
         self._moment = moment
         """Lets the batching policy decide when; without it nothing waits."""
+        self._looked_at = 0.0
         self._interrupt = interrupt
         """Asked between steps and while stages are built; raises to have the work given up."""
 
@@ -186,13 +189,13 @@ class Session:
             case RewritePayload(path=path, requests=requests):
                 run.commit(rewrite_payload(run, path, requests))
             case Purge():
-                self._purge()
+                self.purge()
             case CloseBatch(batch=batch):
                 run.commit(_closed(run, batch))
             case Certify(batch=batch):
                 run.commit(certify(run, batch))
 
-    def _purge(self) -> None:
+    def purge(self) -> None:
         """Purge; what cannot be shown to be gone is logged, and tried again."""
         self._say("purging")
         try:
@@ -226,6 +229,9 @@ class Session:
         """Let requests join that came since the build began; a replica has none."""
         self._interrupt()
         run = self.run
+        if self._moment is not None and time.monotonic() - self._looked_at > _LOOK_S:
+            run.refresh(is_whole=False)  # others may have accepted requests through the log
+            self._looked_at = time.monotonic()
         is_changed = False
         while not self._replica:
             with run.lock:

@@ -15,6 +15,7 @@ from sisa_ray.core.records import (
     BatchPlanned,
     GenerationPublished,
     Purged,
+    PurgePlanned,
     Record,
     RequestAccepted,
     RequestRejected,
@@ -67,6 +68,8 @@ class Referee:
         self._rewritten: dict[str, int] = {}
         self._purged: list[tuple[int, int]] = []
         """(entry, the store's count at the listing) of each purge that was verified."""
+        self._spared: set[str] = set()
+        """Payloads that were being written when the last purge was planned."""
         self._certified: set[str] = set()
         self._rejected: set[str] = set()
         self._forgotten: frozenset[str] = frozenset()
@@ -116,6 +119,8 @@ class Referee:
             case SlicesRewritten():
                 self._rewritten[record.batch] = self._seq
                 self._forgotten |= self._people[record.batch]
+            case PurgePlanned():
+                self._spared = self._in_flight()
             case Purged():
                 self._purged.append((self._seq, self._world.store.listed[record.attempt]))
             case BatchCertified():
@@ -176,15 +181,18 @@ class Referee:
         if not after:
             raise Violation("certified means purged", f"{batch}: nothing was purged after its slices")
         named = self.named()
-        asking = {p for c in self._world.coordinators if c.is_alive for p in c.run.in_flight}
+        asking = self._in_flight() | self._spared
         for path, there in self._world.store.objects.items():
             is_payload = path.startswith("requests/")
             if not there.held & self._people[batch] or (is_payload and path in named | asking):
-                continue  # somebody asks again
+                continue  # somebody asks again; what comes to nothing is swept later
             # What superseded writers and killed actors wrote after the listing is swept later.
             if there.written < after[-1] or path in named:
                 people = sorted(there.held & self._people[batch])
                 raise Violation("certified means purged", f"{batch}: {path} holds {people} still")
+
+    def _in_flight(self) -> set[str]:
+        return {p for c in self._world.coordinators if c.is_alive for p in c.run.in_flight}
 
     def _check_deadline(self, request: str, by_s: float) -> None:
         batch = self._batch_of.get(request)

@@ -17,6 +17,7 @@ from sisa_ray.core.records import Purged, PurgeFailed, RequestsFenced, SlicesRew
 from sisa_ray.core.requests import EntryMark, Request
 from sisa_ray.core.state import RunState, fold
 from sisa_ray.core.step import (
+    BuildStages,
     CloseBatch,
     Decision,
     FenceRequests,
@@ -280,3 +281,23 @@ class TestPurgeThatFailed:
         state.apply(RequestsFenced(requests=("r2",)))
         assert decided(spec, state, NOW) == PlanBatch(requests=("r2",))
         assert wakes_at(spec, state, Moment(now=NOW)) == NOW
+
+
+class TestJoining:
+    @pytest.mark.parametrize(("minutes", "joins"), [(0, True), (0.9, True), (1.1, False), (600, False)])
+    def test_a_batch_is_joined_for_a_while_and_then_published_first(
+        self, minutes: float, joins: bool
+    ) -> None:
+        """Else a run that is asked more often than it can be rebuilt would never publish."""
+        spec = run_spec(batching="at_once")
+        state = asked_for(spec, "t1")
+        state.entry = EntryMark(seq=90, digest="d", at=NOW)
+        first = tuple(state.requests)
+        state.apply(RequestsFenced(requests=first))
+        state.apply(planned((0, 2), request=first[0]))
+        state.apply(SlicesRewritten(batch="b1", slices=(make_slice(0, 2, ["x"], attempt="a9"),)))
+        state.apply(accepted("late", "t2"))
+        state.apply(RequestsFenced(requests=("late",)))
+        decision = decided(spec, state, NOW + minutes * timedelta(minutes=1))
+        assert isinstance(decision, PlanBatch if joins else BuildStages)
+        assert isinstance(step(spec, state, train=False), PlanBatch), "a command waits for nothing"
