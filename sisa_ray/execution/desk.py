@@ -35,7 +35,7 @@ from sisa_ray.execution.results import LiftResult, ReplayResult, RequestRow, Req
 from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage import signing
-from sisa_ray.storage.mirror import mirror_suppression, missing_tags
+from sisa_ray.storage.mirror import check_mirror, mirror_suppression, missing_tags
 from sisa_ray.storage.run import Run
 
 _LIFT_DOMAIN = b"sisa_ray/lift/1\n"
@@ -79,38 +79,46 @@ def extend(
     target: Target, name: str, reason: ExtensionReason, *, new_workers: NewWorkers = Workers
 ) -> RequestRow:
     """Extend the legal clock of an open request as far as its law allows."""
-    row: RequestRow = _held(target, "extend", extend_in, new_workers, name=name, reason=reason)
+    row: RequestRow = _held(target, "extend", _extension, extend_in, new_workers, name=name, reason=reason)
     return row
 
 
 def extend_in(session: Session, *, name: str, reason: ExtensionReason) -> RequestRow:
     """:func:`extend`, in a session on the run."""
-    run = session.run
+    record = _extension(session.run, name=name, reason=reason)
+    session.run.commit(record)
+    return _row_of(session.run, record.request)
+
+
+def _extension(run: Run, *, name: str, reason: ExtensionReason) -> RequestExtended:
     asked = _open_request(run, name)
     if asked.is_extended:
         raise DataError(f"request {name}: was extended before; the law knows one extension")
     due_at = extended_due_date(asked.basis, asked.received_at)
-    run.commit(RequestExtended(request=asked.request, due_at=due_at, reason=reason))
-    return _row(run, asked, run.now())
+    return RequestExtended(request=asked.request, due_at=due_at, reason=reason)
 
 
 def reject(
     target: Target, name: str, reason: RejectionReason, *, new_workers: NewWorkers = Workers
 ) -> RequestRow:
     """Reject a request that is in no batch yet; whom only it named is suppressed no longer."""
-    row: RequestRow = _held(target, "reject", reject_in, new_workers, name=name, reason=reason)
+    row: RequestRow = _held(target, "reject", _rejection, reject_in, new_workers, name=name, reason=reason)
     return row
 
 
 def reject_in(session: Session, *, name: str, reason: RejectionReason) -> RequestRow:
     """:func:`reject`, in a session on the run."""
-    run = session.run
+    record = _rejection(session.run, name=name, reason=reason)
+    session.run.commit(record)
+    mirror_suppression(session.run)
+    return _row_of(session.run, record.request)
+
+
+def _rejection(run: Run, *, name: str, reason: RejectionReason) -> RequestRejected:
     asked = _open_request(run, name)
     if asked.batch is not None:
         raise DataError(f"request {name}: is being carried out already; it cannot be rejected any more")
-    run.commit(RequestRejected(request=asked.request, reason=reason))
-    mirror_suppression(run)
-    return _row(run, asked, run.now())
+    return RequestRejected(request=asked.request, reason=reason)
 
 
 def lift(
@@ -120,13 +128,22 @@ def lift(
 
     Whoever has the key that signs certificates may do so; the log keeps the signature.
     """
-    done: LiftResult = _held(target, "lift", lift_in, new_workers, subjects=tuple(subjects), reason=reason)
+    done: LiftResult = _held(
+        target, "lift", _lifting, lift_in, new_workers, subjects=tuple(subjects), reason=reason
+    )
     return done
 
 
 def lift_in(session: Session, *, subjects: Sequence[str], reason: LiftReason) -> LiftResult:
     """:func:`lift`, in a session on the run."""
     run = session.run
+    record = _lifting(run, subjects=subjects, reason=reason)
+    run.commit(record)
+    mirror_suppression(run)
+    return LiftResult(address=run.address, num_lifted=len(record.tags))
+
+
+def _lifting(run: Run, *, subjects: Sequence[str], reason: LiftReason) -> SuppressionLifted:
     people = checked_subjects(subjects)
     tags = run.secret.tags(people)
     waiting = {tag for asked in run.state.requests.values() for tag in asked.tags}
@@ -137,16 +154,12 @@ def lift_in(session: Session, *, subjects: Sequence[str], reason: LiftReason) ->
             raise DataError(f"subjects: row {row}: is named by an open request; nothing was lifted")
     key = signing.load_or_create(storage_path=run.spec.config.storage_path)
     content = {"run": run.spec.digest, "secret_id": run.spec.secret_id, "tags": tags, "reason": reason}
-    run.commit(
-        SuppressionLifted(
-            tags=tuple(tags),
-            reason=reason,
-            key_id=key_id(key.public_key()),
-            signature=key.sign(_LIFT_DOMAIN + canonical_json(content)).hex(),
-        )
+    return SuppressionLifted(
+        tags=tuple(tags),
+        reason=reason,
+        key_id=key_id(key.public_key()),
+        signature=key.sign(_LIFT_DOMAIN + canonical_json(content)).hex(),
     )
-    mirror_suppression(run)
-    return LiftResult(address=run.address, num_lifted=len(tags))
 
 
 def replay(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers = Workers) -> ReplayResult:
@@ -175,12 +188,17 @@ def replay(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorker
     return ReplayResult(address=run.address, num_replayed=len(missing), generation=run.state.generation)
 
 
-def _held(target: Target, task: str, do: Any, new_workers: NewWorkers, **arguments: Any) -> Any:
-    """Do a task with the run in hand: through its coordinator, or by taking it for a moment."""
+def _held(target: Target, task: str, check: Any, do: Any, new_workers: NewWorkers, **arguments: Any) -> Any:
+    """Do a task with the run in hand: through its coordinator, or by taking it for a moment.
+
+    ``check`` refuses what cannot be done before anything is changed.
+    """
     run = existing_run(target, check_code=False)
     coordinator = find_coordinator(run.address)
     if coordinator is not None:
         return coordinator.call(task, **arguments)
+    check_mirror(run)
+    check(run, **arguments)
     with new_workers() as workers, Session(run, workers, command=task, on_event=ignore) as session:
         return do(session, **arguments)
 
@@ -192,6 +210,12 @@ def _open_request(run: Run, name: str) -> Request:
         problem = "is the beginning of several" if found else "is not open, or not of this run"
         raise DataError(f"request {name}: {problem}; `sisa-ray requests RUN` lists them")
     return found[0]
+
+
+def _row_of(run: Run, name: str) -> RequestRow:
+    asked = run.state.find_request(name)
+    assert asked is not None
+    return _row(run, asked, run.now())
 
 
 def _row(run: Run, asked: Request, now: datetime) -> RequestRow:

@@ -31,6 +31,14 @@ class _RangedReader(io.RawIOBase):
         self._position = base + offset
         return self._position
 
+    def readall(self) -> bytes:
+        """The rest in one request: the base class would ask for 8 KiB at a time."""
+        if self._position >= self._size_bytes:
+            return b""
+        data = self._read_range(self._position, self._size_bytes)
+        self._position += len(data)
+        return data
+
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         stop = min(self._position + len(view), self._size_bytes)

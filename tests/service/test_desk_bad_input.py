@@ -20,8 +20,6 @@ from tests.service.small_runs import PEOPLE, World, document, invoke, refused
 
 pytestmark = pytest.mark.usefixtures("alone")
 
-TAKES = pytest.mark.xfail(reason="desk: extend, reject and lift take the run before they look", strict=True)
-
 
 def times() -> dict[str, str]:
     return {
@@ -67,17 +65,14 @@ def test_times_that_cannot_be(world: World, kind: str, message: str) -> None:
         pytest.param(
             ["extend", "RUN", "zzzz", "--reason", "complexity"],
             "request zzzz: is not open, or not of this run; `sisa-ray requests RUN` lists them",
-            marks=TAKES,
         ),
         pytest.param(
             ["extend", "RUN", "", "--reason", "complexity"],
             "request : is not open, or not of this run",
-            marks=TAKES,
         ),
         pytest.param(
             ["reject", "RUN", "zzzz", "--reason", "withdrawn"],
             "request zzzz: is not open, or not of this run",
-            marks=TAKES,
         ),
         (
             ["certificate", "fetch", "RUN", "--out", "OUT", "--batch", "zzzz"],
@@ -93,12 +88,10 @@ def test_times_that_cannot_be(world: World, kind: str, message: str) -> None:
         pytest.param(
             ["suppression", "lift", "RUN", PEOPLE[0], "--reason", "consent-renewed"],
             "subjects: row 0: is not suppressed in this run; nothing was lifted",
-            marks=TAKES,
         ),
         pytest.param(
             ["suppression", "lift", "RUN", "ASKED", "--reason", "consent-renewed"],
             "subjects: row 0: is named by an open request; nothing was lifted",
-            marks=TAKES,
         ),
         (["certificate", "verify", "NOWHERE", "--public-key", "KEY"], "cannot be read: No such file"),
         (

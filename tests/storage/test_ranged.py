@@ -58,3 +58,16 @@ def test_what_storage_raises_reaches_the_reader() -> None:
 def test_there_is_nothing_before_the_beginning() -> None:
     with pytest.raises(ValueError, match="before the beginning"):
         open_ranged(lambda start, stop: b"", 10).seek(-11, io.SEEK_END)
+
+
+def test_reading_to_the_end_is_one_request() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def read_range(start: int, stop: int) -> bytes:
+        asked.append((start, stop))
+        return bytes(stop - start)
+
+    file = open_ranged(read_range, 3 * 2**20)
+    assert len(file.read()) == 3 * 2**20
+    assert file.read() == b""
+    assert len(asked) == 1

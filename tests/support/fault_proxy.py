@@ -150,10 +150,8 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def _ask_server(self, request: bytes, method: str) -> tuple[bytes, bytes]:
         """Head and body of the answer."""
-        with (
-            socket.create_connection(self.server.s3_address, _SERVER_TIMEOUT_S) as server,
-            server.makefile("rb") as stream,
-        ):
+        connection = socket.create_connection(self.server.s3_address, _SERVER_TIMEOUT_S)
+        with connection as server, server.makefile("rb") as stream:
             server.sendall(request)
             head = _read_head(stream)
             while head.startswith(b"HTTP/1.1 1"):  # interim; the client had ours
