@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -123,20 +123,18 @@ class Coordinator:
     def submit(self, submissions: Sequence[Submission]) -> Future[list[Acceptance | SisaError]]:
         """Accept requests; the future is done once they are durable."""
         future: Future[list[Acceptance | SisaError]] = Future()
-        if self._stop.is_set():
-            future.set_exception(self._gone())
-        else:
-            self._inbox.put((submissions, future))
+        self._inbox.put((submissions, future))
+        if self._stop.is_set():  # its thread may have looked for the last time
+            self._refuse(future)
         return future
 
     def call(self, task: str, arguments: dict[str, Any]) -> Future[Any]:
         """Do a task between batches."""
         future: Future[Any] = Future()
+        self._orders.append((task, arguments, future))
+        self._news.set()
         if self._stop.is_set():
-            future.set_exception(self._gone())
-        else:
-            self._orders.append((task, arguments, future))
-            self._news.set()
+            self._refuse(future)
         return future
 
     def events_since(self, number: int) -> tuple[int, list[Event]]:
@@ -194,14 +192,16 @@ class Coordinator:
                 if isinstance(error, CommitFailed):
                     self._fence(error)
                 for _, future in group:
-                    future.set_exception(error)
+                    with contextlib.suppress(InvalidStateError):
+                        future.set_exception(error)
                 continue
             for asked, future in group:
-                future.set_result(answers[: len(asked)])
+                with contextlib.suppress(InvalidStateError):
+                    future.set_result(answers[: len(asked)])
                 answers = answers[len(asked) :]
             self._news.set()
         while not self._inbox.empty():
-            self._inbox.get()[1].set_exception(self._gone())
+            self._refuse(self._inbox.get()[1])
 
     def _accept(self, submissions: Sequence[Submission]) -> list[Acceptance | SisaError]:
         while True:
@@ -235,13 +235,14 @@ class Coordinator:
             self._stop.set()
             self._status = "stopped"
             while self._orders:
-                self._orders.popleft()[2].set_exception(self._gone())
+                self._refuse(self._orders.popleft()[2])
 
     def _pass_until_stopped(self, session: Session) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._stop.is_set():
             try:
                 self._run.refresh(is_whole=False)
+                self._require_run(session)
                 self._status = "working"
                 session.reconcile(train=False)
                 self._do_orders(session)
@@ -264,14 +265,17 @@ class Coordinator:
     def _do_orders(self, session: Session) -> None:
         while self._orders:
             name, arguments, future = self._orders.popleft()
-            try:
-                future.set_result(self._tasks[name](session, **arguments))
-            except (CommitFailed, Stopping) as error:
-                future.set_exception(error)
-                raise
-            except Exception as error:
-                session.workers.release()
-                future.set_exception(error)
+            with contextlib.suppress(InvalidStateError):  # told meanwhile that the coordinator has stopped
+                try:
+                    result = self._tasks[name](session, **arguments)
+                except (CommitFailed, Stopping) as error:
+                    future.set_exception(error)
+                    raise
+                except Exception as error:
+                    session.workers.release()
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
             session.reconcile(train=False)
 
     def _rest(self, session: Session) -> None:
@@ -297,13 +301,17 @@ class Coordinator:
             self._run.snapshot()
             head = self._run.head
             self._run.refresh(is_whole=False)
-            if self._run.head != head and self._run.state.attempt != session.attempt:
-                raise CommitFailed(
-                    f"{self._run.address}: another process has taken the run; this coordinator stops"
-                )
+            self._require_run(session)
             if self._run.head != head:
                 break
         self._news.clear()
+
+    def _require_run(self, session: Session) -> None:
+        """Stop where another process has taken the run since."""
+        if self._run.state.attempt != session.attempt:
+            raise CommitFailed(
+                f"{self._run.address}: another process has taken the run; this coordinator stops"
+            )
 
     def _moment(self, workers: Workers) -> Moment:
         count, since = self._slots
@@ -343,6 +351,11 @@ class Coordinator:
         logger.error("the coordinator stops: %s", self._trouble)
         self._stop.set()
         self._news.set()
+
+    def _refuse(self, future: Future[Any]) -> None:
+        """Answer somebody who came too late, unless they have an answer."""
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(self._gone())
 
     def _gone(self) -> SisaError:
         reason = f" ({self._trouble})" if self._trouble else ""

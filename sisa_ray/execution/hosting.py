@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sisa_ray.core.errors import ExecutionError, RunConflict, SisaError
@@ -20,6 +23,7 @@ from sisa_ray.execution.desk import extend_in, lift_in, reject_in
 from sisa_ray.execution.events import Event
 from sisa_ray.execution.opening import Target, address_of, existing_run
 from sisa_ray.execution.verify import verify_in
+from sisa_ray.storage.mirror import check_mirror
 
 TASKS: Mapping[str, Task] = {
     "train": train_in,
@@ -69,6 +73,8 @@ class CoordinatorActor:
         await asyncio.to_thread(self._coordinator.stop)
 
 
+_PATIENCE_S = 30.0
+
 _REMOTE: Any = ray.remote(CoordinatorActor)
 
 
@@ -82,10 +88,11 @@ def start_coordinator(target: Target) -> Report:
     run = existing_run(target)  # says what is wrong before anything is started
     if run.state.ingested is None:
         raise RunConflict(f"{run.address}: nothing is ingested yet; `sisa-ray ingest` comes first")
+    check_mirror(run)
     _require_cluster()
     there = find_actor(run.address)
     if there is not None:
-        report: Report = ray.get(there.report.remote())
+        report = _report_of(there, run.address)
         if report.status != "stopped":
             return report
         ray.kill(there)
@@ -102,15 +109,30 @@ def start_coordinator(target: Target) -> Report:
         scheduling_strategy=here,
         runtime_env={"env_vars": variables},
     ).remote(run.address)
-    started: Report = ray.get(handle.report.remote())
-    return started
+    return _report_of(handle, run.address)
 
 
 def coordinator_report(target: Target) -> Report | None:
     """What the coordinator of a run says of itself; None where this machine finds none."""
     run = existing_run(target, check_code=False)
     handle = find_actor(run.address)
-    return None if handle is None else ray.get(handle.report.remote())
+    return None if handle is None else _report_of(handle, run.address)
+
+
+def _report_of(handle: Any, address: str) -> Report:
+    """A coordinator's report, as it is or as it comes back."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            report: Report = ray.get(handle.report.remote())
+        except (ActorDiedError, ActorUnavailableError) as error:
+            if time.monotonic() > deadline:
+                raise ExecutionError(
+                    f"{address}: the coordinator does not start: {str(error).strip().splitlines()[-1]}"
+                ) from None
+            time.sleep(1.0)
+        else:
+            return report
 
 
 def sign_of(target: Target) -> dict[str, Any] | None:
@@ -124,7 +146,8 @@ def stop_coordinator(target: Target) -> bool:
     handle = find_actor(run.address)
     if handle is None:
         return False
-    ray.get(handle.stop.remote())
+    with contextlib.suppress(ActorDiedError, ActorUnavailableError):  # it is down, and shall not come back
+        ray.get(handle.stop.remote())
     ray.kill(handle)
     return True
 
