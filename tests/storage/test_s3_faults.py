@@ -180,7 +180,8 @@ class TestRacingCommitters:
         names = [names_of(number, count) for number in range(20)]
         # So little patience that three faults in a row leave a commit unknown.
         committers = race([S3Store(f"s3://{bucket}/run", patience_s=0.1) for _ in names], names)
-        assert all(proxy.count(fault, "PUT") for fault in ANYTHING)
+        # Which of them strike depends on who comes when.
+        assert any(proxy.count(fault, "PUT") for fault in ANYTHING)
         proxy.choose = at_random(0, {})
         check(S3Store(f"s3://{bucket}/run"), committers, names)
         assert any(committer.failed for committer in committers)
