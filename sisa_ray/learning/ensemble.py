@@ -12,10 +12,10 @@ import pyarrow as pa
 import torch
 
 from sisa_ray.core.config import ArithmeticConfig
-from sisa_ray.core.errors import ConfigError, RecipeError
-from sisa_ray.learning.arithmetic import applied, autocast_dtype
-from sisa_ray.learning.loader import decode_table
-from sisa_ray.learning.recipe import Batch, RecipeFactory
+from sisa_ray.core.errors import ConfigError
+from sisa_ray.learning.arithmetic import applied
+from sisa_ray.learning.passes import padded_batch, predict_pass
+from sisa_ray.learning.recipe import RecipeFactory
 from sisa_ray.learning.trainer import load_constituent
 
 Floats = npt.NDArray[np.float64]
@@ -27,8 +27,6 @@ RULES: dict[Task, tuple[Rule, ...]] = {
     "regression": ("mean", "median", "size_weighted"),
 }
 """The rules for each task; the first is the default (the paper's majority vote for labels)."""
-
-_LABEL = "label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,34 +76,14 @@ def predict_constituent(
         RecipeError: where the recipe's answer has the wrong shape.
     """
     rows = arithmetic.predict_batch_size
-    features = table.drop_columns([_LABEL]) if _LABEL in table.schema.names else table
     answers: list[Floats] = []
     with applied(arithmetic) as device, torch.inference_mode():
         made, model = load_constituent(recipe, state, device)
-        dtype = autocast_dtype(arithmetic.precision)
-        for first in range(0, features.num_rows, rows):
-            piece = features.slice(first, rows)
-            batch = _padded(decode_table(made, piece), rows, device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                answer = made.predict(model, batch)
-            if len(answer) != rows or answer.dim() > 2:
-                raise RecipeError(
-                    f"recipe {type(made).__name__}.predict: must return {rows} rows of one or two dimensions, "
-                    f"not shape {list(answer.shape)}"
-                )
+        for first in range(0, table.num_rows, rows):
+            piece = table.slice(first, rows)
+            answer = predict_pass(made, model, padded_batch(made, piece, rows, device), arithmetic)
             answers.append(answer[: piece.num_rows].to("cpu", torch.float64).numpy())
     return np.concatenate(answers) if answers else np.zeros((0, made.num_classes or 1))
-
-
-def _padded(batch: Batch, rows: int, device: torch.device) -> Batch:
-    """Tensors of exactly ``rows`` rows in fresh buffers: the first row fills the rest."""
-    padded = {}
-    for name, tensor in batch.items():
-        full = tensor.new_empty((rows, *tensor.shape[1:]))
-        full[: len(tensor)] = tensor
-        full[len(tensor) :] = tensor[:1]
-        padded[name] = full.to(device)
-    return padded
 
 
 def aggregate(rule: Rule, predictions: Floats, weights: Sequence[int], *, task: Task) -> Prediction:
