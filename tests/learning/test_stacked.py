@@ -1,0 +1,393 @@
+"""A stack against the constituents by themselves."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from sisa_ray.core.errors import IntegrityError, RecipeError
+from sisa_ray.learning.arithmetic import applied
+from sisa_ray.learning.ensemble import Floats, predict_constituent
+from sisa_ray.learning.passes import padded_batch, probe_batch
+from sisa_ray.learning.places import is_place_independent
+from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, RecipeSpec, new_recipe
+from sisa_ray.learning.stacked import StackedModel
+from tests.learning.recipes import Plain
+from tests.learning.sources import CPU, SCHEMA, arithmetic, load, make_slices, recipe, train
+from tests.learning.stages import of
+
+ROWS = 8
+SETTINGS = arithmetic(predict_batch_size=ROWS)
+TABLE = make_slices([ROWS])[0].table
+IMAGES = pa.schema([("features", pa.binary(64)), ("label", pa.int32())])
+VECTORS = pa.schema([("features", pa.list_(pa.float32(), 6)), ("label", pa.list_(pa.float32(), 2))])
+
+
+@pytest.fixture(autouse=True)
+def _arithmetic() -> Iterator[None]:
+    with applied(SETTINGS):
+        yield
+
+
+@cache
+def states(name: str = "DropoutAdam", count: int = 4) -> tuple[bytes, ...]:
+    return trained(recipe(name), count)
+
+
+def trained(make: RecipeFactory, count: int = 4) -> tuple[bytes, ...]:
+    data = load(make_slices([13]), make)
+    return tuple(train(make, data, num_steps=3, seed=seed) for seed in range(count))
+
+
+def saved(make: RecipeFactory, count: int = 3) -> tuple[bytes, ...]:
+    """Checkpoints without training, for recipes of other schemas."""
+    from sisa_ray.learning import codec
+
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = new_recipe(make).build_model()
+        made.append(
+            codec.encode({"model": model.state_dict(), "optimizer": {}, "trainer": {"model_seed": seed}})
+        )
+    return tuple(made)
+
+
+def ready(name: str, schema: pa.Schema, **args: Any) -> RecipeFactory:
+    return RecipeSpec(class_path=f"sisa_ray.recipes.{name}", args=args).factory(schema)
+
+
+MLP = ready("MLPClassifier", IMAGES, hidden=[32], num_classes=10, scale=255.0, batch_norm=True)
+CNN = ready("CNNClassifier", IMAGES, channels=[8], hidden=[16], num_classes=10, shape=[1, 8, 8])
+REGRESSOR = ready("MLPRegressor", VECTORS, hidden=[16])
+
+
+def rows_of(make: RecipeFactory, table: pa.Table = TABLE, rows: int = ROWS) -> Batch:
+    return padded_batch(new_recipe(make), table, rows, CPU)
+
+
+def made_up(make: RecipeFactory, schema: pa.Schema, rows: int = ROWS) -> Batch:
+    batch = probe_batch(new_recipe(make), schema, rows, CPU)
+    assert batch is not None
+    return batch
+
+
+def alone(make: RecipeFactory, held: tuple[bytes, ...], table: pa.Table = TABLE) -> Floats:
+    return np.stack([predict_constituent(make, state, table, SETTINGS) for state in held])
+
+
+def tensors_of(stack: StackedModel) -> list[torch.Tensor]:
+    """Every live tensor that lies in memory of the stack's size or is one of its models'."""
+    held = [vars(stack)["_tensors"] or {}]
+    held += [dict(m.state_dict(keep_vars=True)) for m in vars(stack)["_models"] or () if m is not None]
+    return [tensor for tensors in held for tensor in tensors.values()]
+
+
+@pytest.mark.parametrize("probed", [True, False])
+@pytest.mark.parametrize("name", ["Plain", "DropoutAdam", "Conv"])
+def test_a_stack_says_what_its_constituents_say(name: str, probed: bool) -> None:
+    make, held = recipe(name), states(name)
+    probe = made_up(make, SCHEMA, 2) if probed else None
+    stack = StackedModel.build(make, held, SETTINGS, probe=probe)
+    assert stack.layout == ("stacked" if probed else None)
+    first, second = stack.forward(rows_of(make)), stack.forward(rows_of(make))
+    assert stack.layout == "stacked"
+    assert first.dtype == np.float64
+    assert first.tobytes() == second.tobytes(), "the traced forward has the bits of the untraced one"
+    assert np.allclose(first, alone(make, held), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(first.argmax(axis=2), alone(make, held).argmax(axis=2))
+
+
+@pytest.mark.parametrize("make", [MLP, CNN], ids=["mlp", "cnn"])
+def test_ready_recipes_are_stacked(make: RecipeFactory) -> None:
+    held = saved(make)
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 64)).astype(np.uint8)
+    table = pa.table({"features": pa.array([row.tobytes() for row in pixels], pa.binary(64))})
+    stack = StackedModel.build(make, held, SETTINGS, probe=made_up(make, IMAGES, 2))
+    assert stack.layout == "stacked"
+    said = stack.forward(rows_of(make, table))
+    assert np.array_equal(said.argmax(axis=2), alone(make, held, table).argmax(axis=2))
+    assert np.allclose(said, alone(make, held, table), rtol=1e-4, atol=1e-5)
+
+
+def test_regression() -> None:
+    batch = made_up(REGRESSOR, VECTORS)
+    stack = StackedModel.build(REGRESSOR, saved(REGRESSOR), SETTINGS, probe=batch)
+    assert stack.layout == "stacked"
+    assert stack.forward(batch).shape == (3, ROWS, 2)
+    numbers = ready("MLPRegressor", SCHEMA, hidden=[16])
+    stack = StackedModel.build(numbers, (*saved(numbers), None), SETTINGS)
+    assert stack.forward(made_up(numbers, SCHEMA)).shape == (4, ROWS)
+    assert not stack.forward(made_up(numbers, SCHEMA))[3].any()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precisions(precision: Any) -> None:
+    settings = arithmetic(predict_batch_size=ROWS, precision=precision)
+    make, held = recipe("DropoutAdam"), states()
+    with applied(settings):
+        stack = StackedModel.build(make, held, settings)
+        said = stack.forward(rows_of(make))
+        assert stack.layout == "stacked"
+        plain = [predict_constituent(make, state, TABLE, settings) for state in held]
+        assert np.allclose(said, plain, rtol=2e-2, atol=1e-2)
+        full = StackedModel.build(make, held, SETTINGS).forward(rows_of(make))
+        assert not np.array_equal(said, full), "computed under autocast"
+
+
+@pytest.mark.parametrize("name", ["DropoutAdam", "Conv"])
+def test_a_slot_depends_neither_on_the_others_nor_on_its_place(name: str) -> None:
+    make, (a, b, c, d) = recipe(name), states(name)
+    batch = rows_of(make)
+
+    def said(*held: bytes | None) -> Floats:
+        return StackedModel.build(make, held, SETTINGS).forward(batch)
+
+    first = said(a, b, c, d)
+    assert not np.array_equal(first[0], first[1])
+    for other in (said(a, d, None, b), said(a, None, None, None)):
+        assert other[0].tobytes() == first[0].tobytes()
+    assert said(d, c, b, a)[::-1].tobytes() == first.tobytes()
+    assert not said(a, None, None, None)[1:].any(), "an empty slot says nothing"
+
+
+class ByValue(Plain):
+    """Which way it goes depends on the batch and on the weights."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        answer = super().predict(model, batch)
+        assert isinstance(model, nn.Linear)
+        return answer if bool(model.weight.sum() > -1e9) else -answer
+
+
+class Counts(Plain):
+    """A buffer that every forward changes, and that answers depend on."""
+
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        model.register_buffer("asked", torch.zeros(()))
+        return model
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        model.get_buffer("asked").add_(0.25)
+        answer: torch.Tensor = (model(batch["features"]) * model.get_buffer("asked")).softmax(dim=1)
+        return answer
+
+
+class Numpy(Plain):
+    """Computes outside of torch."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return torch.from_numpy(super().predict(model, batch).numpy() * 1.0)
+
+
+class Unregistered(Plain):
+    """Constituents differ in what no parameter or buffer holds."""
+
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        model.factor = torch.rand(()).item()  # type: ignore[assignment]
+        return model
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        factor = float(vars(model)["factor"])
+        answer: torch.Tensor = (model(batch["features"]) * factor).softmax(dim=1)
+        return answer
+
+
+@pytest.mark.parametrize("kind", [ByValue, Counts, Numpy, Unregistered])
+@pytest.mark.parametrize("probed", [True, False])
+def test_what_cannot_be_stacked_is_looped_with_the_bits_of_the_plain_model(
+    kind: type[Plain], probed: bool
+) -> None:
+    make = of(kind)
+    held = trained(make, 3)
+    stack = StackedModel.build(make, held, SETTINGS, probe=made_up(make, SCHEMA, 2) if probed else None)
+    for _ in range(3):
+        assert stack.forward(rows_of(make)).tobytes() == alone(make, held).tobytes()
+    assert stack.layout == "looped"
+    other = stack.with_slots({1: held[0], 2: None}).forward(rows_of(make))
+    assert other[:2].tobytes() == alone(make, (held[0], held[0])).tobytes()
+    assert not other[2].any()
+    assert stack.with_slots(dict.fromkeys(range(3))).forward(rows_of(make)).shape == (3, ROWS, 3)
+
+
+class Draws(Plain):
+    """Predictions by chance."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return super().predict(model, batch) + torch.rand(())
+
+
+def test_chance_is_the_same_every_time() -> None:
+    make = of(Draws)
+    stack = StackedModel.build(make, trained(make, 2), SETTINGS)
+    first = stack.forward(rows_of(make))
+    torch.rand(3)
+    assert stack.layout == "looped"
+    assert stack.forward(rows_of(make)).tobytes() == first.tobytes()
+
+
+class Baked(Plain):
+    """Takes a number out of the batch that a careless tracer would keep."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return super().predict(model, batch) * float(batch["features"].numpy().max())
+
+
+def test_no_number_of_a_row_is_traced() -> None:
+    make, other = of(Baked), make_slices([20])[0].table.slice(ROWS, ROWS)
+    held = trained(make, 2)
+    stack = StackedModel.build(make, held, SETTINGS)
+    stack.forward(rows_of(make))
+    assert stack.layout == "stacked"
+    assert np.allclose(stack.forward(rows_of(make, other)), alone(make, held, other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DropoutAdam", "Conv"])
+def test_changed_slots_are_as_if_built_so(name: str) -> None:
+    make, (a, b, c, d) = recipe(name), states(name)
+    batch = rows_of(make)
+    stack = StackedModel.build(make, (a, b, None, d), SETTINGS, probe=batch)
+    before = stack.forward(batch)
+    changed = stack.with_slots({1: c, 2: a, 3: None})
+    expected = StackedModel.build(make, (a, c, a, None), SETTINGS, probe=batch)
+    assert changed.forward(batch).tobytes() == expected.forward(batch).tobytes()
+    for mine, built in zip(tensors_of(changed), tensors_of(expected), strict=True):
+        assert mine.numpy().tobytes() == built.numpy().tobytes(), "nothing of what was there remains"
+    assert changed.filled == (True, True, True, False)
+    assert stack.forward(batch).tobytes() == before.tobytes(), "the old one still serves"
+    old = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(stack)}
+    assert not old & {tensor.untyped_storage().data_ptr() for tensor in tensors_of(changed)}
+    assert changed.size_bytes == stack.size_bytes
+    with pytest.raises(ValueError, match=r"no slot 4; they are 0\.\.3"):
+        stack.with_slots({4: a})
+    with pytest.raises(IntegrityError):
+        stack.with_slots({0: b"nonsense"})
+    assert stack.forward(batch).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["stacked", "looped"])
+def test_a_dropped_stack_leaves_nothing(kind: str) -> None:
+    make = recipe("DropoutAdam") if kind == "stacked" else of(ByValue)
+    held = trained(make, 3)
+    stack = StackedModel.build(make, held, SETTINGS)
+    stack.forward(rows_of(make))
+    stack.forward(rows_of(make))
+    assert stack.layout == kind
+    changed = stack.with_slots({0: held[1], 1: None})
+    replaced = [weakref.ref(t) for t in tensors_of(stack)[: None if kind == "stacked" else 4]]
+    stack = changed
+    gc.collect()
+    assert replaced
+    assert not [ref for ref in replaced if ref() is not None]
+    stack.forward(rows_of(make))
+
+
+def test_the_optimizers_state_is_not_kept() -> None:
+    make = recipe("DropoutAdam")
+    stack = StackedModel.build(make, states(), SETTINGS)
+    parameters = sum(t.nbytes for t in new_recipe(make).build_model().parameters())
+    assert stack.size_bytes == 4 * parameters
+    stack.forward(rows_of(make))
+    assert stack.size_bytes == 4 * parameters
+
+
+def test_states_of_another_structure_are_refused() -> None:
+    make = recipe("DropoutAdam")
+    with pytest.raises(RecipeError, match="does not fit"):
+        StackedModel.build(make, (*states(), states("Plain")[0]), SETTINGS)
+    stack = StackedModel.build(make, states(), SETTINGS)
+    with pytest.raises(RecipeError, match="does not fit"):
+        stack.with_slots({0: states("Plain")[0]})
+    with pytest.raises(IntegrityError):
+        StackedModel.build(make, (b"nonsense",), SETTINGS)
+    with pytest.raises(ValueError, match="at least one slot"):
+        StackedModel.build(make, (), SETTINGS)
+
+
+def test_an_answer_of_the_wrong_shape_is_refused() -> None:
+    class TooFew(Plain):
+        def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            return super().predict(model, batch)[:-1]
+
+    make = of(TooFew)
+    stack = StackedModel.build(make, trained(make, 1), SETTINGS, probe=made_up(make, SCHEMA, 2))
+    with pytest.raises(RecipeError, match=r"TooFew\.predict: must return 8 rows"):
+        stack.forward(rows_of(make))
+
+
+class Crowded(Plain):
+    """A row's answer depends on its neighbours."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        features = batch["features"]
+        answer: torch.Tensor = model(features + 1e-6 * features.mean(dim=0)).softmax(dim=1)
+        return answer
+
+
+class Placed(Plain):
+    """A row's answer depends on its place."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        answer = super().predict(model, batch)
+        return answer + 1e-6 * (torch.arange(len(answer)) == len(answer) - 1)[:, None]
+
+
+@pytest.mark.parametrize(("kind", "holds"), [(Plain, True), (Crowded, False), (Placed, False)])
+def test_whether_rows_may_share_a_pass(kind: type[Plain], holds: bool) -> None:
+    make = of(kind)
+    stack = StackedModel.build(make, trained(make, 2), SETTINGS)
+    batch = rows_of(make, TABLE.slice(0, 2), 2)
+    assert is_place_independent(stack, batch, ROWS) is holds
+    if holds:
+        assert is_place_independent(stack, rows_of(make, TABLE.slice(0, 1), 1), ROWS)
+
+
+def test_rows_can_be_made_up_from_a_schema() -> None:
+    def arrays(kind: pa.DataType) -> Batch | None:
+        return probe_batch(
+            new_recipe(of(Echo)), pa.schema([("features", kind), ("label", pa.int32())]), 3, CPU
+        )
+
+    class Echo(Plain):
+        def bind(self, schema: pa.Schema) -> None:
+            pass
+
+        def decode(self, columns: Mapping[str, pa.Array]) -> Batch:
+            assert "label" not in columns
+            return {"features": torch.tensor(columns["features"].is_valid().to_numpy(zero_copy_only=False))}
+
+    kinds = [
+        pa.float32(),
+        pa.float16(),
+        pa.int8(),
+        pa.uint64(),
+        pa.bool_(),
+        pa.binary(7),
+        pa.list_(pa.int8(), 3),
+    ]
+    for kind in [*kinds, pa.list_(pa.list_(pa.float64(), 2), 3)]:
+        batch = arrays(kind)
+        assert batch is not None
+        assert batch["features"].tolist() == [True] * 3
+    assert arrays(pa.string()) is None
+    assert arrays(pa.binary()) is None
+
+
+def test_recipes_that_do_not_know_made_up_rows() -> None:
+    class Refuses(Plain):
+        def decode(self, columns: Mapping[str, pa.Array]) -> Batch:
+            raise ValueError
+
+    made: Recipe = new_recipe(of(Refuses))
+    assert probe_batch(made, SCHEMA, 2, CPU) is None
