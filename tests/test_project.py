@@ -34,7 +34,7 @@ MAX_LINES = 400
 LAYERS = ("core", "storage", "learning", "execution", "service")
 """From the bottom up. A module imports from its own layer and those before it."""
 
-BESIDE = {"recipes": "learning"}
+BESIDE = {"recipes": "learning", "serving": "service"}
 """Packages that are part of another layer."""
 
 LOWEST_LAYER = {
@@ -53,9 +53,11 @@ LOWEST_LAYER = {
     "safetensors": "learning",
     "torch": "learning",
     "ray": "execution",
+    "fastapi": "service",
     "matplotlib": "service",
     "rich": "service",
     "sklearn": "service",
+    "starlette": "service",
     "typer": "service",
 }
 """The lowest layer that may import a package that is not the standard library's."""

@@ -20,6 +20,7 @@ from sisa_ray.core.fields import (
     GpuShare,
     KeepCheckpoints,
     KeepField,
+    OptionalFraction,
     OptionalText,
     PositiveFraction,
     PositiveNumber,
@@ -40,6 +41,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 LoaderMode = Literal["auto", "resident", "streaming"]
 Batching = Literal["at_once", "size", "window", "deadline"]
 Aggregation = Literal["auto", "majority", "mean", "median", "size_weighted"]
+FencePolicy = Literal["rollback", "exclude", "keep-until-rebuilt"]
 
 
 class DataConfig(Section):
@@ -155,6 +157,28 @@ class UnlearningConfig(Section):
     custom_days: Annotated[int, whole_number(1, 3650)] = 30
 
 
+class ServingConfig(Section):
+    """How the ensemble answers while people are being forgotten. Circumstances: never part of a key.
+
+    ``epsilon_per_answer`` and ``epsilon_budget`` are for answers in private mode; without a budget there are none.
+    """
+
+    fence: Annotated[FencePolicy, one_of(FencePolicy)] = "rollback"
+    lease_s: PositiveNumber = 4.0
+    epsilon_per_answer: PositiveFraction = Fraction(1, 10)
+    epsilon_budget: OptionalFraction = None
+
+    @field_validator("lease_s")
+    @classmethod
+    def _is_a_lease(cls, seconds: float) -> float:
+        if not 1 <= seconds <= 60:
+            raise ValueError(
+                f"must be between 1 and 60 seconds, not {seconds:g}: whoever cannot renew it refuses to answer, and a "
+                "replica that died delays the fence for as long"
+            )
+        return seconds
+
+
 class SisaConfig(Section):
     """Everything about one run. See ``docs/configuration.md`` for every field."""
 
@@ -166,6 +190,7 @@ class SisaConfig(Section):
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     resources: ResourcesConfig = ResourcesConfig()
     unlearning: UnlearningConfig = UnlearningConfig()
+    serving: ServingConfig = ServingConfig()
     aggregation: Annotated[Aggregation, one_of(Aggregation)] = "auto"
     keep_checkpoints: KeepField = "all"
     partial_checkpoint_every_s: PositiveNumber = 60.0

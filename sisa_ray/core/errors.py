@@ -23,6 +23,10 @@ class DataError(SisaError, ValueError):
     """A source table breaks a rule; the message names rows, never the values in them."""
 
 
+class KeyReused(DataError):
+    """An idempotency key stands for another request."""
+
+
 class SourceMissing(DataError):
     """No file of a source table is where it should be."""
 

@@ -147,6 +147,11 @@ def _to_positive_fraction(value: object) -> Fraction:
 PositiveFraction = Annotated[
     Fraction, BeforeValidator(_to_positive_fraction), PlainSerializer(str, return_type=str)
 ]
+OptionalFraction = Annotated[
+    Fraction | None,
+    BeforeValidator(lambda v: None if v is None else _to_positive_fraction(v)),
+    PlainSerializer(lambda v: None if v is None else str(v), return_type=str | None),
+]
 
 
 def _to_schedule(value: object) -> object:

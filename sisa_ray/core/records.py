@@ -260,6 +260,27 @@ class BatchCertified(_Frozen):
     digest: str
 
 
+class ServingOpened(_Frozen):
+    """Replicas may answer from the run's models from here on, each for ``lease_s`` after it last renewed its lease."""
+
+    type: Literal["serving_opened"] = "serving_opened"
+    lease_s: float
+
+
+class ServingClosed(_Frozen):
+    """No replica has a lease any more."""
+
+    type: Literal["serving_closed"] = "serving_closed"
+
+
+class PrivacySpent(_Frozen):
+    """So many answers in private mode, ``epsilon`` (an exact fraction) each, may be given; unused ones are lost."""
+
+    type: Literal["privacy_spent"] = "privacy_spent"
+    num_answers: int
+    epsilon: str
+
+
 class Verified(_Frozen):
     """What a comparison with training from scratch found."""
 
@@ -293,6 +314,9 @@ Record = Annotated[
     | PurgeFailed
     | BatchClosed
     | BatchCertified
+    | ServingOpened
+    | ServingClosed
+    | PrivacySpent
     | Verified,
     Field(discriminator="type"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from functools import singledispatchmethod
 
 from sisa_ray.core.records import (
@@ -17,6 +18,7 @@ from sisa_ray.core.records import (
     GenerationPublished,
     PayloadOpened,
     PayloadRewritten,
+    PrivacySpent,
     Purged,
     PurgeFailed,
     PurgePlanned,
@@ -27,6 +29,8 @@ from sisa_ray.core.records import (
     RequestsFenced,
     RunCreated,
     SelfChecked,
+    ServingClosed,
+    ServingOpened,
     SliceRef,
     SlicesRewritten,
     StageBuilt,
@@ -97,6 +101,10 @@ class RunState:
     """Objects may lie in storage that the state does not name."""
     purge_trouble: PurgeTrouble | None = None
     last_verified: Verified | None = None
+    serving: ServingOpened | None = None
+    """Set while replicas may have leases."""
+    epsilon_spent: str = "0"
+    """What answers in private mode have cost so far, as an exact fraction."""
     entry: EntryMark = _BEFORE_ALL
     """The log entry that is being, or was last, applied."""
 
@@ -105,6 +113,11 @@ class RunState:
         """The serialised Arrow schema of the role columns, in hex."""
         assert self.ingested is not None
         return self.ingested.columns
+
+    @property
+    def epsilon_total(self) -> Fraction:
+        """What answers in private mode have cost so far."""
+        return Fraction(self.epsilon_spent)
 
     @property
     def num_ingests(self) -> int:
@@ -331,6 +344,19 @@ class RunState:
         batch.certificate = record.path
         batch.certificate_digest = record.digest
         batch.evidence = None  # the certificate has it
+
+    @apply.register
+    def _(self, record: ServingOpened) -> None:
+        self.serving = record
+
+    @apply.register
+    def _(self, record: ServingClosed) -> None:
+        self.serving = None
+
+    @apply.register
+    def _(self, record: PrivacySpent) -> None:
+        spent = Fraction(self.epsilon_spent) + record.num_answers * Fraction(record.epsilon)
+        self.epsilon_spent = str(spent)
 
     @apply.register
     def _(self, record: Verified) -> None:

@@ -128,13 +128,23 @@ def join(spec: Spec, state: RunState, *, moment: Moment | None) -> Decision | No
     for batch in state.batches.values():
         if not batch.rewritten:
             return RewriteSlices(batch=batch.plan.batch)
-    unfenced = tuple(r.request for r in state.requests.values() if r.fenced_at is None)
+    unfenced = to_be_fenced(spec, state)
     if unfenced:
-        return FenceRequests(requests=unfenced)
+        return FenceRequests(requests=tuple(r.request for r in unfenced))
     waiting = _waiting(state)
     if waiting and _is_due(spec, state, waiting, moment) and not _must_finish(spec, state, moment):
         return PlanBatch(requests=tuple(r.request for r in waiting))
     return None
+
+
+def to_be_fenced(spec: Spec, state: RunState) -> list[Request]:
+    """Open requests whose people a replica may still know: where the run keeps answering until it is rebuilt, those
+    that are rebuilt."""
+    waiting = [r for r in state.requests.values() if r.fenced_at is None]
+    if spec.config.serving.fence == "keep-until-rebuilt":
+        published = {name for name, batch in state.batches.items() if batch.published_at is not None}
+        return [r for r in waiting if r.batch in published]
+    return waiting
 
 
 def _must_finish(spec: Spec, state: RunState, moment: Moment | None) -> bool:

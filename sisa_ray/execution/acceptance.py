@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sisa_ray.core.clocks import Basis, due_date
-from sisa_ray.core.errors import CommitFailed, DataError, SisaError
+from sisa_ray.core.errors import CommitFailed, DataError, KeyReused, SisaError
 from sisa_ray.core.keys import canonical_key
 from sisa_ray.core.records import PayloadOpened, Priority, RequestAccepted
 from sisa_ray.core.requests import Request, RequestState
@@ -178,7 +178,7 @@ def _same(record: RequestAccepted, before: Request | RequestAccepted | None) -> 
     if before is None:
         return record
     if set(before.tags) != set(record.tags):
-        raise DataError(
+        raise KeyReused(
             f"idempotency_key: was used for request {before.request}, which names other people; give another key"
         )
     return before

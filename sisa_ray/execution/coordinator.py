@@ -1,8 +1,8 @@
 """The coordinator of a run: accepts requests at any time, and does what the planner decides, when it decides.
 
-Two threads share the run. One makes requests durable, as many together as are waiting. The other folds the log
-into decisions and carries them out. A third renews the sign that somebody has the run. What happens to any of
-them is finished by the next coordinator: all that counts is in the log.
+Threads share the run. One makes requests durable, as many together as are waiting. One folds the log into decisions
+and carries them out. One keeps the fence with the replicas that answer from the run, and one renews the sign that
+somebody has it. What happens to any of them is finished by the next coordinator: all that counts is in the log.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from typing import Any, Literal
 
 from sisa_ray.core.errors import CommitFailed, ExecutionError, SisaError, StateMoved
 from sisa_ray.core.step import Moment, wakes_at
+from sisa_ray.core.tokens import Tokens
 from sisa_ray.execution.acceptance import Acceptance, Submission, accept
 from sisa_ray.execution.events import Event, StageProgress
+from sisa_ray.execution.fence import Fence, guard
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import NewWorkers, Workers
@@ -78,7 +80,14 @@ class Report:
 class Coordinator:
     """The coordinator of one run, in this process. ``tasks`` are what it does on demand, between batches."""
 
-    def __init__(self, address: str, *, tasks: Mapping[str, Task], new_workers: NewWorkers = Workers) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        tasks: Mapping[str, Task],
+        new_workers: NewWorkers = Workers,
+        tokens: Callable[[], Tokens] | None = None,
+    ) -> None:
         self._run = existing_run(address)
         self._tasks = tasks
         self._new_workers = new_workers
@@ -89,15 +98,17 @@ class Coordinator:
         self._news = threading.Event()
         self._stop = threading.Event()
         self._attempt: str | None = None
+        self._tokens = tokens
         self._status: Status = "starting"
         self._doing: str | None = None
         self._trouble: str | None = None
         self._started_at = self._run.now()
         self._slots = (1, -_SLOTS_FOR_S)
+        self._fence: Fence | None = None
         self._taken: Future[None] = Future()
         self._threads = [
             threading.Thread(target=target, name=target.__name__, daemon=True)
-            for target in (self._work, self._take_in, self._show_life)
+            for target in (self._work, self._take_in, self._show_life, self._guard)
         ]
 
     def start(self) -> None:
@@ -156,6 +167,22 @@ class Coordinator:
             ended = ("certified", "unknown", "rejected")
             return all(request is not None and state.request_state(request) in ended for request in found)
 
+    @property
+    def run(self) -> Run:
+        """The run as this coordinator knows it."""
+        return self._run
+
+    @property
+    def fence(self) -> Fence:
+        """What replicas ask.
+
+        Raises:
+            SisaError: where this coordinator has stopped.
+        """
+        if self._stop.is_set() or self._fence is None:
+            raise self._gone()
+        return self._fence
+
     def report(self) -> Report:
         """How it is."""
         with self._run.lock:
@@ -190,7 +217,7 @@ class Coordinator:
                 answers = self._accept(submissions) if submissions else []
             except Exception as error:
                 if isinstance(error, CommitFailed):
-                    self._fence(error)
+                    self._fail(error)
                 for _, future in group:
                     with contextlib.suppress(InvalidStateError):
                         future.set_exception(error)
@@ -200,6 +227,8 @@ class Coordinator:
                     future.set_result(answers[: len(asked)])
                 answers = answers[len(asked) :]
             self._news.set()
+            if self._fence is not None:
+                self._fence.news.set()
         while not self._inbox.empty():
             self._refuse(self._inbox.get()[1])
 
@@ -224,13 +253,15 @@ class Coordinator:
                 ) as session,
             ):
                 self._attempt = session.attempt
+                # Made once the run is taken: from here on no predecessor's leases are renewed.
+                self._fence = session.leases = Fence(self._run, tokens=self._tokens)
                 self._taken.set_result(None)
                 self._pass_until_stopped(session)
         except BaseException as error:
             if not self._taken.done():
                 self._taken.set_exception(error)
             elif not isinstance(error, Stopping):
-                self._fence(error)
+                self._fail(error)
         finally:
             self._stop.set()
             self._status = "stopped"
@@ -333,6 +364,22 @@ class Coordinator:
         if self._stop.is_set():
             raise Stopping(f"{self._run.address}: the coordinator stops")
 
+    # The thread that keeps the fence
+
+    def _guard(self) -> None:
+        assert self._fence is not None
+        try:
+            guard(
+                self._run,
+                self._fence,
+                stop=self._stop,
+                on_news=self._news.set,
+                pace_s=_PASS_EVERY_S,
+                look_s=_LOOK_S,
+            )
+        except CommitFailed as error:
+            self._fail(error)
+
     # The thread that shows that somebody has the run
 
     def _show_life(self) -> None:
@@ -346,7 +393,7 @@ class Coordinator:
             if json.loads(self._run.store.get(layout.COORDINATOR))["attempt"] == self._attempt:
                 self._run.store.delete([layout.COORDINATOR])
 
-    def _fence(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._trouble = str(error) or type(error).__name__
         logger.error("the coordinator stops: %s", self._trouble)
         self._stop.set()

@@ -75,6 +75,23 @@ def list_requests(target: Target) -> RequestsResult:
     )
 
 
+def find_request(run: Run, name: str) -> RequestRow | None:
+    """A request by its id, open or closed."""
+    with run.lock:
+        asked = run.state.find_request(name)
+        return None if asked is None else _row(run, asked, run.now())
+
+
+def certificate_of(run: Run, name: str) -> bytes | None:
+    """The signed certificate that closed a request, or None where there is none yet.
+
+    Raises:
+        StorageError: where it cannot be read.
+    """
+    row = find_request(run, name)
+    return None if row is None or row.certificate is None else run.store.get(row.certificate)
+
+
 def extend(
     target: Target, name: str, reason: ExtensionReason, *, new_workers: NewWorkers = Workers
 ) -> RequestRow:

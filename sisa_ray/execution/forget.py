@@ -11,7 +11,7 @@ from sisa_ray.core.partition import place
 from sisa_ray.core.planner import layouts_of
 from sisa_ray.core.records import BatchPlanned, SliceRef, SlicesRewritten
 from sisa_ray.core.state import Place
-from sisa_ray.storage.payloads import read_subjects
+from sisa_ray.storage.payloads import read_each, read_subjects
 from sisa_ray.storage.run import Run
 from sisa_ray.storage.slices import count_records, load_slice, store_slice
 from sisa_ray.storage.tables import erase_subjects, subjects
@@ -27,6 +27,16 @@ def route(run: Run, people: Sequence[str]) -> dict[Place, list[str]]:
         for subject, shard, slice_ in zip(people, shards.tolist(), slices.tolist(), strict=True):
             routed[shard, slice_].append(subject)
     return dict(routed)
+
+
+def places_of(run: Run, requests: Sequence[str]) -> dict[str, tuple[Place, ...]]:
+    """For each of these open requests, where the records of its people may be."""
+    with run.lock:
+        still_open = [name for name in requests if name in run.state.requests]
+    named = read_each(run, still_open)
+    bare = [name for name in still_open if name not in named]
+    people = {**named, **{name: _people(run, (name,)) for name in bare}}
+    return {name: tuple(route(run, people[name])) for name in still_open}
 
 
 def fenced_from(run: Run) -> dict[int, int]:

@@ -19,11 +19,15 @@ from sisa_ray.execution.baselines import baseline_in
 from sisa_ray.execution.client import NAMESPACE, actor_name, find_actor, join_existing_ray, read_sign
 from sisa_ray.execution.commands import append_and_train_in, train_in
 from sisa_ray.execution.coordinator import Coordinator, Report, Task
-from sisa_ray.execution.desk import extend_in, lift_in, reject_in
+from sisa_ray.execution.desk import certificate_of, extend_in, find_request, lift_in, reject_in
 from sisa_ray.execution.events import Event
+from sisa_ray.execution.fence import Lease, Renewal
 from sisa_ray.execution.opening import Target, address_of, existing_run
+from sisa_ray.execution.results import RequestRow
+from sisa_ray.execution.served import ServedRun, describe, spend
 from sisa_ray.execution.verify import verify_in
 from sisa_ray.storage.mirror import check_mirror
+from sisa_ray.storage.tokens import TokenFile
 
 TASKS: Mapping[str, Task] = {
     "train": train_in,
@@ -36,7 +40,7 @@ TASKS: Mapping[str, Task] = {
 }
 """What a coordinator does on demand."""
 
-_PASSED_ON = ("SISA_RAY_KEYRING", "SISA_RAY_SIGNING_KEY", "SISA_RAY_STORAGE_PATIENCE_S")
+_PASSED_ON = ("SISA_RAY_KEYRING", "SISA_RAY_SIGNING_KEY", "SISA_RAY_TOKENS", "SISA_RAY_STORAGE_PATIENCE_S")
 """Variables that say where secrets lie, not what they are; the actor has them from whoever starts it."""
 
 
@@ -44,7 +48,7 @@ class CoordinatorActor:
     """A coordinator in a process of its own. Ray starts it again when it dies; the log tells it where to go on."""
 
     def __init__(self, address: str) -> None:
-        self._coordinator = Coordinator(address, tasks=TASKS)
+        self._coordinator = Coordinator(address, tasks=TASKS, tokens=TokenFile().read)
         self._coordinator.start()
 
     async def submit(self, submissions: Sequence[Submission]) -> list[Acceptance | SisaError]:
@@ -67,6 +71,30 @@ class CoordinatorActor:
     async def report(self) -> Report:
         """See :meth:`Coordinator.report`."""
         return self._coordinator.report()
+
+    async def renew(self, asked: Renewal) -> Lease:
+        """See :meth:`Fence.renew`."""
+        return await self._coordinator.fence.renew(asked)
+
+    async def leave(self, replica: str) -> None:
+        """See :meth:`Fence.leave`."""
+        self._coordinator.fence.leave(replica)
+
+    async def find_request(self, name: str) -> RequestRow | None:
+        """See :func:`~sisa_ray.execution.desk.find_request`."""
+        return find_request(self._coordinator.run, name)
+
+    async def certificate_of(self, name: str) -> bytes | None:
+        """See :func:`~sisa_ray.execution.desk.certificate_of`."""
+        return await asyncio.to_thread(certificate_of, self._coordinator.run, name)
+
+    async def describe(self) -> ServedRun:
+        """See :func:`~sisa_ray.execution.served.describe`."""
+        return describe(self._coordinator.run, self._coordinator.fence)
+
+    async def spend(self, wanted: int) -> int:
+        """See :func:`~sisa_ray.execution.served.spend`."""
+        return await asyncio.to_thread(spend, self._coordinator.run, wanted)
 
     async def stop(self) -> None:
         """See :meth:`Coordinator.stop`."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sisa_ray.core.errors import RunConflict
 from sisa_ray.core.planner import Lineage
 from sisa_ray.core.records import StageRef
+from sisa_ray.core.view import Voter
 from sisa_ray.execution.actor import BuildJob
 from sisa_ray.execution.events import Notice, OnEvent, PhaseStarted, ignore
 from sisa_ray.execution.forget import fenced_from
@@ -30,15 +31,6 @@ from sisa_ray.storage.source import open_source
 Floats = npt.NDArray[np.float64]
 
 _BATCH_ROWS = 65_536
-
-
-@dataclass(frozen=True, kw_only=True)
-class Voter:
-    """What answers for a shard: its last clean stage, and the weight of its records."""
-
-    ref: StageRef
-    num_records: int
-    is_constituent: bool
 
 
 @dataclass(frozen=True, kw_only=True)

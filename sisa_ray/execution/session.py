@@ -30,7 +30,6 @@ from sisa_ray.core.records import (
     GenerationPublished,
     PurgeFailed,
     PurgePlanned,
-    RequestsFenced,
     SelfChecked,
     StageBuilt,
 )
@@ -62,6 +61,7 @@ from sisa_ray.execution.events import (
     StageFinished,
     WorkPlanned,
 )
+from sisa_ray.execution.fence import Leases, NoReplicas
 from sisa_ray.execution.forget import plan_batch, rewrite_slices
 from sisa_ray.execution.pool import Changes
 from sisa_ray.execution.selfcheck import self_check
@@ -106,6 +106,8 @@ class Session:
         self._moment = moment
         """Lets the batching policy decide when; without it nothing waits."""
         self._looked_at = 0.0
+        self.leases: Leases = NoReplicas()
+        """Those of the replicas that answer from the run."""
         self._interrupt = interrupt
         """Asked between steps and while stages are built; raises to have the work given up."""
 
@@ -175,8 +177,7 @@ class Session:
         run = self.run
         match decision:
             case FenceRequests(requests=requests):
-                # No replica is in service that would have to acknowledge.
-                run.commit(RequestsFenced(requests=requests))
+                self.leases.fence(run, requests, self._interrupt)
             case PlanBatch(requests=requests):
                 run.commit(plan_batch(run, requests))
             case RewriteSlices(batch=batch):
@@ -193,6 +194,8 @@ class Session:
             case CloseBatch(batch=batch):
                 run.commit(_closed(run, batch))
             case Certify(batch=batch):
+                # No replica may have in memory what the certificate says is gone.
+                self.leases.settle(run, self._interrupt)
                 run.commit(certify(run, batch))
 
     def purge(self) -> None:

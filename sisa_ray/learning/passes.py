@@ -78,6 +78,17 @@ def probe_batch(recipe: Recipe, schema: pa.Schema, rows: int, device: torch.devi
         schema: one field a role, as :meth:`~sisa_ray.learning.recipe.Recipe.bind` gets it. Numbers and
             fixed-size lists and binaries can be made up; texts and encoded images cannot.
     """
+    table = made_up_rows(schema, rows)
+    if table is None:
+        return None
+    try:
+        return padded_batch(recipe, table, rows, device)
+    except Exception:  # whatever the user's decode makes of rows that are not its data
+        return None
+
+
+def made_up_rows(schema: pa.Schema, rows: int) -> pa.Table | None:
+    """Rows for :func:`probe_batch`, as role columns without labels."""
     arrays = {}
     for field in schema:
         if field.name != _LABEL:
@@ -85,10 +96,7 @@ def probe_batch(recipe: Recipe, schema: pa.Schema, rows: int, device: torch.devi
             if array is None:
                 return None
             arrays[field.name] = array
-    try:
-        return padded_batch(recipe, pa.table(arrays), rows, device)
-    except Exception:  # whatever the user's decode makes of rows that are not its data
-        return None
+    return pa.table(arrays)
 
 
 def _made_up(kind: pa.DataType, rows: int) -> pa.Array | None:

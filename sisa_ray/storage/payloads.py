@@ -28,16 +28,26 @@ def read_subjects(run: Run, requests: Sequence[str]) -> list[str]:
     Raises:
         IntegrityError: where a payload names others than were accepted.
     """
-    subjects: dict[str, None] = {}
+    named = read_each(run, requests)
+    return list(dict.fromkeys(subject for name in requests for subject in named.get(name, ())))
+
+
+def read_each(run: Run, requests: Sequence[str]) -> dict[str, list[str]]:
+    """Whom each of these open requests names; those that are known by tags alone are left out.
+
+    Raises:
+        IntegrityError: where a payload names others than were accepted.
+    """
+    named: dict[str, list[str]] = {}
     payloads: dict[str, dict[str, list[str]]] = {}
     for name in requests:
         request = run.state.requests[name]
         if not request.payload:
-            continue  # known by tags alone
+            continue
         if request.payload not in payloads:
             payloads[request.payload] = _read(run, request.payload)
-        subjects.update(dict.fromkeys(_named(run, name, payloads[request.payload])))
-    return list(subjects)
+        named[name] = _named(run, name, payloads[request.payload])
+    return named
 
 
 def rewrite_payload(run: Run, path: str, requests: Sequence[str]) -> PayloadRewritten:

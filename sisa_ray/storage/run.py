@@ -234,6 +234,7 @@ def with_circumstances(spec: Spec, config: SisaConfig) -> Spec:
         "storage_path",
         "resources",
         "unlearning",
+        "serving",
         "aggregation",
         "keep_checkpoints",
         "partial_checkpoint_every_s",

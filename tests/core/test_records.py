@@ -19,6 +19,7 @@ from sisa_ray.core.records import (
     GenerationPublished,
     PayloadOpened,
     PayloadRewritten,
+    PrivacySpent,
     Purged,
     PurgeFailed,
     PurgePlanned,
@@ -28,6 +29,8 @@ from sisa_ray.core.records import (
     RequestsFenced,
     RunCreated,
     SelfChecked,
+    ServingClosed,
+    ServingOpened,
     SlicesRewritten,
     StageBuilt,
     SuppressionLifted,
@@ -73,6 +76,9 @@ ALL: list[Record] = [
     ),
     PurgeFailed(problem="still there", retry_at=RECEIVED),
     BatchCertified(batch="b", path="certificates/b.json", digest="d"),
+    ServingOpened(lease_s=4.0),
+    ServingClosed(),
+    PrivacySpent(num_answers=100, epsilon="1/10"),
     Verified(shards=(0, 1), source="slices", outcome="bit-identical"),
 ]
 each_record = pytest.mark.parametrize("record", ALL, ids=lambda r: r.type)

@@ -1,0 +1,1 @@
+"""The ensemble in service: a Ray Serve application that answers, and takes requests in to forget."""
