@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from sisa_ray.core.errors import IntegrityError, RecipeError
 from sisa_ray.learning.arithmetic import applied
@@ -29,6 +30,7 @@ ROWS = 8
 SETTINGS = arithmetic(predict_batch_size=ROWS)
 TABLE = make_slices([ROWS])[0].table
 IMAGES = pa.schema([("features", pa.binary(64)), ("label", pa.int32())])
+BYTES = pa.schema([("features", pa.binary(784))])
 VECTORS = pa.schema([("features", pa.list_(pa.float32(), 6)), ("label", pa.list_(pa.float32(), 2))])
 
 
@@ -160,6 +162,15 @@ def test_a_slot_depends_neither_on_the_others_nor_on_its_place(name: str) -> Non
     assert not said(a, None, None, None)[1:].any(), "an empty slot says nothing"
 
 
+@pytest.mark.parametrize("rows", [1, 8, 16])
+def test_slots_of_odd_widths_do_not_depend_on_their_place(rows: int) -> None:
+    make = ready("MLPClassifier", BYTES, hidden=[50, 37], num_classes=5, activation="gelu", scale=255.0)
+    held, batch = saved(make, 20), made_up(make, BYTES, rows)
+    said = StackedModel.build(make, held, SETTINGS, probe=batch).forward(batch)
+    turned = StackedModel.build(make, held[::-1], SETTINGS, probe=batch).forward(batch)
+    assert turned[::-1].tobytes() == said.tobytes()
+
+
 class ByValue(Plain):
     """Which way it goes depends on the batch and on the weights."""
 
@@ -183,6 +194,35 @@ class Counts(Plain):
         return answer
 
 
+class Tallies(Plain):
+    """A buffer that every forward changes, and that no answer depends on."""
+
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        model.register_buffer("asked", torch.zeros(()))
+        return model
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        model.get_buffer("asked").add_(1)
+        return super().predict(model, batch)
+
+
+class Extra(Plain):
+    """State of a checkpoint that is neither parameter nor buffer."""
+
+    class _Linear(nn.Linear):
+        extra = torch.ones(())
+
+        def get_extra_state(self) -> torch.Tensor:
+            return self.extra
+
+        def set_extra_state(self, state: torch.Tensor) -> None:
+            self.extra = state
+
+    def build_model(self) -> nn.Module:
+        return self._Linear(self.width, 3)
+
+
 class Numpy(Plain):
     """Computes outside of torch."""
 
@@ -204,7 +244,7 @@ class Unregistered(Plain):
         return answer
 
 
-@pytest.mark.parametrize("kind", [ByValue, Counts, Numpy, Unregistered])
+@pytest.mark.parametrize("kind", [ByValue, Counts, Tallies, Extra, Numpy, Unregistered])
 @pytest.mark.parametrize("probed", [True, False])
 def test_what_cannot_be_stacked_is_looped_with_the_bits_of_the_plain_model(
     kind: type[Plain], probed: bool
@@ -245,12 +285,30 @@ class Baked(Plain):
 
 
 def test_no_number_of_a_row_is_traced() -> None:
-    make, other = of(Baked), make_slices([20])[0].table.slice(ROWS, ROWS)
+    make, other = (
+        of(Baked),
+        TABLE.set_column(1, "features", pa.array([[0.1] * 6] * ROWS, pa.list_(pa.float32(), 6))),
+    )
     held = trained(make, 2)
     stack = StackedModel.build(make, held, SETTINGS)
     stack.forward(rows_of(make))
     assert stack.layout == "stacked"
     assert np.allclose(stack.forward(rows_of(make, other)), alone(make, held, other), rtol=1e-4, atol=1e-5)
+
+
+class Suspicious(Plain):
+    """Answers otherwise where it is traced."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        answer = super().predict(model, batch)
+        return answer if get_proxy_mode() is None else answer + 1
+
+
+def test_a_trace_that_answers_otherwise_is_not_used() -> None:
+    make = of(Suspicious)
+    stack = StackedModel.build(make, trained(make, 2), SETTINGS)
+    assert stack.forward(rows_of(make)).tobytes() == stack.forward(rows_of(make)).tobytes()
+    assert stack.layout == "stacked"
 
 
 @pytest.mark.parametrize("name", ["DropoutAdam", "Conv"])
