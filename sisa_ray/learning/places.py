@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -31,18 +32,14 @@ def is_place_independent(stack: StackedModel, batch: Batch, rows: int) -> bool:
     probes = _probes(batch)
     num_probes = pass_shape(probes)[0]
     device = stack.device
-    answers: list[Floats] = []
-    for probe in range(num_probes):
-        answer = stack.forward(_taken(probes, torch.full((rows,), probe, device=device)))
-        if not _same_bits(answer, np.broadcast_to(answer[:, :1], answer.shape)):
-            return False
-        answers.append(answer[:, 0])
-    said = np.stack(answers, axis=1)
-    for order in _mixtures(num_probes, rows):
-        answer = stack.forward(_taken(probes, order.to(device)))
-        if not _same_bits(answer, said[:, order.numpy()]):
-            return False
-    return True
+    alone = [torch.full((rows,), probe) for probe in range(num_probes)]
+    repeated = [stack.forward(_taken(probes, order.to(device))) for order in alone]
+    said = np.stack([answer[:, 0] for answer in repeated], axis=1)
+    mixtures = (
+        (order, stack.forward(_taken(probes, order.to(device)))) for order in _mixtures(num_probes, rows)
+    )
+    passes = chain(zip(alone, repeated, strict=True), mixtures)
+    return all(_same_bits(answer, said[:, order.numpy()]) for order, answer in passes)
 
 
 def _probes(batch: Batch) -> Batch:

@@ -2,9 +2,12 @@
 
 Parameters and buffers of all constituents lie along a new first dimension, and one batched forward
 (``torch.vmap``) answers for all of them. Models that cannot be batched so are kept side by side and asked one
-after the other. Either way the answer of a slot depends on that slot's constituent, the batch and the layout
-alone: the layout is decided on freshly initialised models, never on trained ones, so that no constituent can
-move the bits of another.
+after the other. Either way the answer of a slot depends on that slot's constituent, the batch, the number of
+slots and the layout alone: the layout is decided on freshly initialised models, never on trained ones, so that
+no constituent can move the bits of another.
+
+Keep a shard in its slot: batched, some operators fold slots into channels (batch norm), and where a layer's
+width fills no vector, a constituent's bits then depend on the number of its slot.
 """
 
 from __future__ import annotations
@@ -132,7 +135,9 @@ class StackedModel:
         models = None if (held := self._models) is None else list(held)
         tensors = self._tensors if models is None else None
         if tensors is not None and fresh:
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            kept, tensors = tensors, self._structure.zeros(self.num_slots)
+            for name, tensor in kept.items():
+                tensors[name].copy_(tensor)
         for slot, state in changes.items():
             filled[slot] = state is not None
             model = None if state is None else self._structure.load(state)
@@ -147,8 +152,9 @@ class StackedModel:
         """What every constituent says about each row of one pass.
 
         Args:
-            batch: decoded and padded tensors on the stack's device (:func:`passes.padded_batch`). The first
-                pass of a new number of rows takes some 50 ms longer.
+            batch: decoded and padded tensors on the stack's device
+                (:func:`~sisa_ray.learning.passes.padded_batch`). The first pass of a new number of rows takes
+                some 50 ms longer.
 
         Returns:
             Float64, shape ``(num_slots, rows, C)``, or ``(num_slots, rows)`` or ``(num_slots, rows, D)`` for

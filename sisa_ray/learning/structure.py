@@ -37,6 +37,10 @@ _LOW_RTOL, _LOW_ATOL = 2e-2, 1e-2
 """How close the stacked answer must be to the plain one: in fp32, and in the 8 to 11 bits of bf16 and fp16."""
 
 
+_ALIGNMENT_BYTES = 64
+"""Of a slot's tensors: what PyTorch gives a tensor of its own."""
+
+
 class Structure:
     """What stacks of one form share: recipe, a model without weights, layout, forwards. No constituent's numbers."""
 
@@ -65,10 +69,7 @@ class Structure:
     def zeros(self, num_slots: int) -> Tensors:
         """Room for so many constituents. Made outside inference mode: slots are filled in place."""
         with torch.inference_mode(mode=False):
-            return {
-                name: torch.zeros((num_slots, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
-                for name, tensor in registered(self._model).items()
-            }
+            return {name: _room(num_slots, like) for name, like in registered(self._model).items()}
 
     def decide(self, batch: Batch) -> None:
         """Settle the layout: stacked where that gives on made-up models what they give by themselves."""
@@ -186,6 +187,16 @@ def _all_names(model: nn.Module) -> set[str]:
     """Names of parameters and buffers; what is tied has several."""
     parameters = model.named_parameters(remove_duplicate=False)
     return {name for name, _ in (*parameters, *model.named_buffers(remove_duplicate=False))}
+
+
+def _room(num_slots: int, like: torch.Tensor) -> torch.Tensor:
+    """Zeros whose slots all begin at a multiple of the alignment: kernels choose their way by it.
+
+    With slots packed closely, matrix products of odd widths make the bits of a slot depend on its number.
+    """
+    numel, step = like.numel(), _ALIGNMENT_BYTES // like.element_size()
+    flat = torch.zeros((num_slots, -(-numel // step) * step), dtype=like.dtype, device=like.device)
+    return flat[:, :numel].unflatten(1, like.shape) if like.dim() else flat[:, 0]
 
 
 def fill(tensors: Tensors, slot: int, model: nn.Module | None) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,79 +16,45 @@ from torch import nn
 from sisa_ray.core.errors import IntegrityError, RecipeError
 from sisa_ray.learning.arithmetic import applied
 from sisa_ray.learning.ensemble import Floats, predict_constituent
-from sisa_ray.learning.passes import padded_batch, probe_batch
-from sisa_ray.learning.places import is_place_independent
-from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, RecipeSpec, new_recipe
+from sisa_ray.learning.recipe import Batch, RecipeFactory, new_recipe
 from sisa_ray.learning.stacked import StackedModel
 from tests.learning.recipes import Plain
-from tests.learning.sources import CPU, SCHEMA, arithmetic, load, make_slices, recipe, train
+from tests.learning.sources import SCHEMA, arithmetic, recipe
+from tests.learning.stacks import (
+    BYTES,
+    CNN,
+    IMAGES,
+    MLP,
+    REGRESSOR,
+    ROWS,
+    SETTINGS,
+    TABLE,
+    VECTORS,
+    Baked,
+    ByValue,
+    Counts,
+    Draws,
+    Extra,
+    Numpy,
+    Suspicious,
+    Tallies,
+    Unregistered,
+    alone,
+    made_up,
+    ready,
+    rows_of,
+    saved,
+    states,
+    tensors_of,
+    trained,
+)
 from tests.learning.stages import of
-
-ROWS = 8
-SETTINGS = arithmetic(predict_batch_size=ROWS)
-TABLE = make_slices([ROWS])[0].table
-IMAGES = pa.schema([("features", pa.binary(64)), ("label", pa.int32())])
-VECTORS = pa.schema([("features", pa.list_(pa.float32(), 6)), ("label", pa.list_(pa.float32(), 2))])
 
 
 @pytest.fixture(autouse=True)
 def _arithmetic() -> Iterator[None]:
     with applied(SETTINGS):
         yield
-
-
-@cache
-def states(name: str = "DropoutAdam", count: int = 4) -> tuple[bytes, ...]:
-    return trained(recipe(name), count)
-
-
-def trained(make: RecipeFactory, count: int = 4) -> tuple[bytes, ...]:
-    data = load(make_slices([13]), make)
-    return tuple(train(make, data, num_steps=3, seed=seed) for seed in range(count))
-
-
-def saved(make: RecipeFactory, count: int = 3) -> tuple[bytes, ...]:
-    """Checkpoints without training, for recipes of other schemas."""
-    from sisa_ray.learning import codec
-
-    made = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model = new_recipe(make).build_model()
-        made.append(
-            codec.encode({"model": model.state_dict(), "optimizer": {}, "trainer": {"model_seed": seed}})
-        )
-    return tuple(made)
-
-
-def ready(name: str, schema: pa.Schema, **args: Any) -> RecipeFactory:
-    return RecipeSpec(class_path=f"sisa_ray.recipes.{name}", args=args).factory(schema)
-
-
-MLP = ready("MLPClassifier", IMAGES, hidden=[32], num_classes=10, scale=255.0, batch_norm=True)
-CNN = ready("CNNClassifier", IMAGES, channels=[8], hidden=[16], num_classes=10, shape=[1, 8, 8])
-REGRESSOR = ready("MLPRegressor", VECTORS, hidden=[16])
-
-
-def rows_of(make: RecipeFactory, table: pa.Table = TABLE, rows: int = ROWS) -> Batch:
-    return padded_batch(new_recipe(make), table, rows, CPU)
-
-
-def made_up(make: RecipeFactory, schema: pa.Schema, rows: int = ROWS) -> Batch:
-    batch = probe_batch(new_recipe(make), schema, rows, CPU)
-    assert batch is not None
-    return batch
-
-
-def alone(make: RecipeFactory, held: tuple[bytes, ...], table: pa.Table = TABLE) -> Floats:
-    return np.stack([predict_constituent(make, state, table, SETTINGS) for state in held])
-
-
-def tensors_of(stack: StackedModel) -> list[torch.Tensor]:
-    """Every live tensor that lies in memory of the stack's size or is one of its models'."""
-    held = [vars(stack)["_tensors"] or {}]
-    held += [dict(m.state_dict(keep_vars=True)) for m in vars(stack)["_models"] or () if m is not None]
-    return [tensor for tensors in held for tensor in tensors.values()]
 
 
 @pytest.mark.parametrize("probed", [True, False])
@@ -160,51 +125,16 @@ def test_a_slot_depends_neither_on_the_others_nor_on_its_place(name: str) -> Non
     assert not said(a, None, None, None)[1:].any(), "an empty slot says nothing"
 
 
-class ByValue(Plain):
-    """Which way it goes depends on the batch and on the weights."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        answer = super().predict(model, batch)
-        assert isinstance(model, nn.Linear)
-        return answer if bool(model.weight.sum() > -1e9) else -answer
-
-
-class Counts(Plain):
-    """A buffer that every forward changes, and that answers depend on."""
-
-    def build_model(self) -> nn.Module:
-        model = super().build_model()
-        model.register_buffer("asked", torch.zeros(()))
-        return model
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        model.get_buffer("asked").add_(0.25)
-        answer: torch.Tensor = (model(batch["features"]) * model.get_buffer("asked")).softmax(dim=1)
-        return answer
+@pytest.mark.parametrize("rows", [1, 8, 16])
+def test_slots_of_odd_widths_do_not_depend_on_their_place(rows: int) -> None:
+    make = ready("MLPClassifier", BYTES, hidden=[50, 37], num_classes=5, activation="gelu", scale=255.0)
+    held, batch = saved(make, 20), made_up(make, BYTES, rows)
+    said = StackedModel.build(make, held, SETTINGS, probe=batch).forward(batch)
+    turned = StackedModel.build(make, held[::-1], SETTINGS, probe=batch).forward(batch)
+    assert turned[::-1].tobytes() == said.tobytes()
 
 
-class Numpy(Plain):
-    """Computes outside of torch."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return torch.from_numpy(super().predict(model, batch).numpy() * 1.0)
-
-
-class Unregistered(Plain):
-    """Constituents differ in what no parameter or buffer holds."""
-
-    def build_model(self) -> nn.Module:
-        model = super().build_model()
-        model.factor = torch.rand(()).item()  # type: ignore[assignment]
-        return model
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        factor = float(vars(model)["factor"])
-        answer: torch.Tensor = (model(batch["features"]) * factor).softmax(dim=1)
-        return answer
-
-
-@pytest.mark.parametrize("kind", [ByValue, Counts, Numpy, Unregistered])
+@pytest.mark.parametrize("kind", [ByValue, Counts, Tallies, Extra, Numpy, Unregistered])
 @pytest.mark.parametrize("probed", [True, False])
 def test_what_cannot_be_stacked_is_looped_with_the_bits_of_the_plain_model(
     kind: type[Plain], probed: bool
@@ -221,13 +151,6 @@ def test_what_cannot_be_stacked_is_looped_with_the_bits_of_the_plain_model(
     assert stack.with_slots(dict.fromkeys(range(3))).forward(rows_of(make)).shape == (3, ROWS, 3)
 
 
-class Draws(Plain):
-    """Predictions by chance."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return super().predict(model, batch) + torch.rand(())
-
-
 def test_chance_is_the_same_every_time() -> None:
     make = of(Draws)
     stack = StackedModel.build(make, trained(make, 2), SETTINGS)
@@ -237,20 +160,23 @@ def test_chance_is_the_same_every_time() -> None:
     assert stack.forward(rows_of(make)).tobytes() == first.tobytes()
 
 
-class Baked(Plain):
-    """Takes a number out of the batch that a careless tracer would keep."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return super().predict(model, batch) * float(batch["features"].numpy().max())
-
-
 def test_no_number_of_a_row_is_traced() -> None:
-    make, other = of(Baked), make_slices([20])[0].table.slice(ROWS, ROWS)
+    make, other = (
+        of(Baked),
+        TABLE.set_column(1, "features", pa.array([[0.1] * 6] * ROWS, pa.list_(pa.float32(), 6))),
+    )
     held = trained(make, 2)
     stack = StackedModel.build(make, held, SETTINGS)
     stack.forward(rows_of(make))
     assert stack.layout == "stacked"
     assert np.allclose(stack.forward(rows_of(make, other)), alone(make, held, other), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trace_that_answers_otherwise_is_not_used() -> None:
+    make = of(Suspicious)
+    stack = StackedModel.build(make, trained(make, 2), SETTINGS)
+    assert stack.forward(rows_of(make)).tobytes() == stack.forward(rows_of(make)).tobytes()
+    assert stack.layout == "stacked"
 
 
 @pytest.mark.parametrize("name", ["DropoutAdam", "Conv"])
@@ -324,70 +250,3 @@ def test_an_answer_of_the_wrong_shape_is_refused() -> None:
     stack = StackedModel.build(make, trained(make, 1), SETTINGS, probe=made_up(make, SCHEMA, 2))
     with pytest.raises(RecipeError, match=r"TooFew\.predict: must return 8 rows"):
         stack.forward(rows_of(make))
-
-
-class Crowded(Plain):
-    """A row's answer depends on its neighbours."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        features = batch["features"]
-        answer: torch.Tensor = model(features + 1e-6 * features.mean(dim=0)).softmax(dim=1)
-        return answer
-
-
-class Placed(Plain):
-    """A row's answer depends on its place."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        answer = super().predict(model, batch)
-        return answer + 1e-6 * (torch.arange(len(answer)) == len(answer) - 1)[:, None]
-
-
-@pytest.mark.parametrize(("kind", "holds"), [(Plain, True), (Crowded, False), (Placed, False)])
-def test_whether_rows_may_share_a_pass(kind: type[Plain], holds: bool) -> None:
-    make = of(kind)
-    stack = StackedModel.build(make, trained(make, 2), SETTINGS)
-    batch = rows_of(make, TABLE.slice(0, 2), 2)
-    assert is_place_independent(stack, batch, ROWS) is holds
-    if holds:
-        assert is_place_independent(stack, rows_of(make, TABLE.slice(0, 1), 1), ROWS)
-
-
-def test_rows_can_be_made_up_from_a_schema() -> None:
-    def arrays(kind: pa.DataType) -> Batch | None:
-        return probe_batch(
-            new_recipe(of(Echo)), pa.schema([("features", kind), ("label", pa.int32())]), 3, CPU
-        )
-
-    class Echo(Plain):
-        def bind(self, schema: pa.Schema) -> None:
-            pass
-
-        def decode(self, columns: Mapping[str, pa.Array]) -> Batch:
-            assert "label" not in columns
-            return {"features": torch.tensor(columns["features"].is_valid().to_numpy(zero_copy_only=False))}
-
-    kinds = [
-        pa.float32(),
-        pa.float16(),
-        pa.int8(),
-        pa.uint64(),
-        pa.bool_(),
-        pa.binary(7),
-        pa.list_(pa.int8(), 3),
-    ]
-    for kind in [*kinds, pa.list_(pa.list_(pa.float64(), 2), 3)]:
-        batch = arrays(kind)
-        assert batch is not None
-        assert batch["features"].tolist() == [True] * 3
-    assert arrays(pa.string()) is None
-    assert arrays(pa.binary()) is None
-
-
-def test_recipes_that_do_not_know_made_up_rows() -> None:
-    class Refuses(Plain):
-        def decode(self, columns: Mapping[str, pa.Array]) -> Batch:
-            raise ValueError
-
-    made: Recipe = new_recipe(of(Refuses))
-    assert probe_batch(made, SCHEMA, 2, CPU) is None
