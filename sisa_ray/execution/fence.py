@@ -140,7 +140,7 @@ class Fence:
         self._floor = run.state.entry.seq
         self._published_at: dict[str, int] = {}
         self._wanted_position = -1
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
         self.news = threading.Event()
         """Set when a replica has acknowledged something, or asks for the first time."""
 
@@ -308,19 +308,20 @@ class Fence:
             self._asked_at = received_at
             self._book.acknowledge(asked.replica, position=asked.position, version=asked.version)
         self.news.set()
-        loop, event = asyncio.get_running_loop(), asyncio.Event()
-        waiter = (loop, event)
+        waiter = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
-            self._waiting.add(waiter)
+            if (earlier := self._waiting.get(asked.replica)) is not None:
+                earlier[1].set()
+            self._waiting[asked.replica] = waiter
             is_news = self._is_news(asked)
-        try:
-            if not is_news:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(POLL_S, self._lease_s / 4))
-        finally:
-            with self._lock:
-                self._waiting.discard(waiter)
-        return self._granted(asked, received_at)
+        if not is_news:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(waiter[1].wait(), min(POLL_S, self._lease_s / 4))
+        with self._lock:
+            is_latest = self._waiting.get(asked.replica) is waiter
+            if is_latest:
+                del self._waiting[asked.replica]
+        return self._granted(asked, received_at, is_latest=is_latest)
 
     def _is_news(self, asked: Renewal) -> bool:
         view = self._view
@@ -330,14 +331,16 @@ class Fence:
             return True
         return asked.position < min(max(self._wanted_position, self._floor), view.position)
 
-    def _granted(self, asked: Renewal, received_at: float) -> Lease:
+    def _granted(self, asked: Renewal, received_at: float, *, is_latest: bool) -> Lease:
         with self._lock:
             now = self._clock()
             view = self._view
             lasts_s = 0.0
             # The log has to say that there are leases before there is one. And nobody may answer from a view which
             # everybody else has dropped: not even for the moment that it takes to read this answer.
-            if view is not None and self._run.state.serving is not None and asked.position >= self._floor:
+            # What the replica has told since counts, and not this question.
+            is_open = view is not None and self._run.state.serving is not None and is_latest
+            if is_open and asked.position >= self._floor:
                 lasts_s = self._book.renew(
                     asked.replica,
                     position=asked.position,
@@ -365,7 +368,7 @@ class Fence:
 
     def _wake(self) -> None:
         with self._lock:
-            waiting = list(self._waiting)
+            waiting = list(self._waiting.values())
         for loop, event in waiting:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 loop.call_soon_threadsafe(event.set)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import uuid
@@ -15,29 +14,16 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
-from sisa_ray.core.errors import RunNotFound, SisaError
+from sisa_ray.core.errors import RunNotFound
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.opening import address_of
 from sisa_ray.execution.remote import RemoteCoordinator
-from sisa_ray.learning.recipe import RecipeSpec
 from sisa_ray.serving.config import ServeConfig
-from sisa_ray.serving.desk import Desk
-from sisa_ray.serving.electorate import Electorate, ModelLoader
-from sisa_ray.serving.gate import Audit, Gate
 from sisa_ray.serving.http import Http
-from sisa_ray.serving.keeper import Keeper
-from sisa_ray.serving.meters import ReplicaMeters, RunMeters
-from sisa_ray.serving.passes import Passes
-from sisa_ray.serving.predict_api import describe_predict
-from sisa_ray.serving.replica import Predictor, schema_of, warm_up
+from sisa_ray.serving.meters import RayMeters
+from sisa_ray.serving.service import Service
 from sisa_ray.storage.objects import open_store
 from sisa_ray.storage.run import read_spec
-
-logger = logging.getLogger("sisa_ray.serving")
-
-_TICK_S = 1.0
-_DESCRIBE_EVERY = 5
-_READY_PAUSE_S = 0.05
 
 
 class Ensemble:
@@ -46,110 +32,31 @@ class Ensemble:
     async def __init__(  # type: ignore[misc]
         self, config: ServeConfig, spec: Spec, address: str
     ) -> None:
-        """Return once this replica can answer: it is not in service before.
-
-        Waits for a generation to be published and for the coordinator, as long as that takes.
-        """
+        """Return once this replica can answer: it is not in service before."""
         sys.path.extend(p for p in spec.code_dirs if p not in sys.path)
-        self._spec = spec
-        self._replica = uuid.uuid4().hex
-        self._coordinator = RemoteCoordinator(address)
-        self._meters, self._run_meters = ReplicaMeters(spec.config.name), RunMeters()
-        self._audit = Audit(audit_log(spec.config.name, self._replica))
-        self._store = open_store(address)
-        self._passes = Passes(spec.config.arithmetic, config.rows_per_pass, on_pass=self._meters.on_pass)
-        self._loader: ModelLoader | None = None
-        self._keeper = Keeper(self._replica, self._coordinator.renew, self._load)
-        self._predictor = Predictor(
-            spec, self._keeper, self._passes, spend=self._coordinator.spend, max_rows=config.max_rows
+        name = spec.config.name
+        self._service = Service(
+            config,
+            spec,
+            open_store(address),
+            RemoteCoordinator(address),
+            audit_log=audit_log(name),
+            meters=RayMeters(name),
         )
-        gate = Gate(
-            lambda: self._keeper.tokens,
-            is_open=not config.authentication,
-            per_s={"predict": config.predictions_per_s, "desk": config.requests_per_s},
-        )
-        desk = Desk(
-            self._coordinator,
-            gate,
-            self._audit,
-            is_ready=lambda: None if self._keeper.is_serving else self._keeper.problem,
-            predict_api=describe_predict(spec),
-            max_subjects=config.max_subjects,
-        )
-        self._http = Http(
-            self._predictor,
-            gate,
-            self._audit,
-            desk.app(),
-            task=spec.task,
-            max_body_bytes=config.max_body_bytes,
-            on_answer=self._meters.on_answer,
-        )
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._keeper.run()), loop.create_task(self._tick())]
-        while not self._keeper.is_serving:
-            self.check_health()
-            await asyncio.sleep(_READY_PAUSE_S)
-        electorate = self._keeper.electorate
-        assert electorate is not None
-        finish = self._predictor.finishers.finisher(self._predictor.finishers.question({}))
-        await warm_up(self._passes, electorate, self._predictor.rows.schema, finish, config.rows_per_pass)
-        logger.info("ready: %d voters, generation %d", len(electorate.voters), electorate.generation)
+        await self._service.start()
 
     def __serve_build_asgi_app__(self) -> Http:
         """What Ray Serve hands HTTP requests to."""
-        return self._http
+        return self._service.http
 
     def check_health(self) -> None:
-        """Raise where this replica has to be replaced. A lease that ran out is no such thing: it comes back."""
-        for task in self._tasks:
-            if task.done() and not task.cancelled():
-                task.result()
-                raise RuntimeError("a task of the replica has ended")
+        """See :meth:`Service.check`."""
+        self._service.check()
 
     async def __del__(self) -> None:
-        """Leave: nothing is answered any more, so nobody has to wait for the lease to run out."""
-        for task in getattr(self, "_tasks", []):
-            task.cancel()
-        with suppress(SisaError, AttributeError):
-            await self._coordinator.leave(self._replica)
+        """See :meth:`Service.stop`."""
         with suppress(AttributeError):
-            self._passes.stop()
-            self._audit.flush()
-
-    def _load(self, view: Any, before: Electorate | None) -> Electorate:
-        if self._loader is None:
-            schema = schema_of(view.columns)
-            recipe = self._spec.config.recipe
-            factory = RecipeSpec(
-                class_path=recipe.class_path,
-                args=recipe.args,
-                search_dirs=self._spec.code_dirs,
-                code=self._spec.code,
-            ).factory(schema)
-            self._loader = ModelLoader(
-                self._store,
-                factory,
-                self._spec.config.arithmetic,
-                shards=tuple(range(self._spec.config.sisa.num_shards)),
-                schema=schema,
-            )
-            self._predictor.reader(schema)
-        return self._loader.load(view, before)
-
-    async def _tick(self) -> None:
-        count = 0
-        while True:
-            await asyncio.sleep(_TICK_S)
-            electorate = self._keeper.electorate
-            if electorate is not None:
-                voters = len(electorate.voters) if self._keeper.is_serving else 0
-                self._meters.hand_over(voters, electorate.generation)
-            self._audit.flush()
-            count += 1
-            if count % _DESCRIBE_EVERY == 0:
-                with suppress(SisaError):
-                    self._run_meters.hand_over(await self._coordinator.describe())
+            await self._service.stop()
 
 
 def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
@@ -193,13 +100,16 @@ def _scaling(settings: ServeConfig) -> dict[str, Any]:
     }
 
 
-def audit_log(run: str, replica: str) -> logging.Logger:
+def audit_log(run: str) -> logging.Logger:
     """A log file of this replica beside Ray's own, one JSON object a line."""
     context = ray.get_runtime_context()
     file = Path(
-        context.get_temp_dir(), context.get_session_name(), "logs", f"sisa_ray-{run}-audit-{replica[:8]}.log"
+        context.get_temp_dir(),
+        context.get_session_name(),
+        "logs",
+        f"sisa_ray-{run}-audit-{uuid.uuid4().hex[:8]}.log",
     )
-    log = logging.getLogger(f"sisa_ray.audit.{replica}")
+    log = logging.getLogger("sisa_ray.audit")
     log.propagate = False
     log.setLevel(logging.INFO)
     log.addHandler(logging.FileHandler(file, encoding="utf-8"))

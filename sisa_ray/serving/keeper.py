@@ -53,6 +53,7 @@ class Keeper:
         self._lease = LeaseHolder()
         self._seen: View | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._has_loaded = asyncio.Event()
         self._lingering: list[tuple[int, weakref.ref[Any]]] = []
         self.electorate: Electorate | None = None
         self.position = -1
@@ -63,17 +64,36 @@ class Keeper:
     async def run(self) -> None:
         """Renew the lease for as long as the replica lives."""
         while True:
-            asked_at = self._clock()
+            asked, asked_at = self._renewal(), self._clock()
+            self._has_loaded.clear()
             try:
-                async with asyncio.timeout(_PATIENCE_S):
-                    lease = await self._ask(self._renewal())
+                lease = await self._answer(asked)
             except (SisaError, TimeoutError) as error:
                 self.problem = f"the coordinator does not answer: {str(error) or 'it takes too long'}"
                 await asyncio.sleep(_PAUSE_S)
-            else:
-                self._take(lease, asked_at)
+                continue
+            if lease is not None:
+                self._take(asked, lease, asked_at)
                 if not lease.is_published:
                     await asyncio.sleep(_PAUSE_S)
+
+    async def _answer(self, asked: Renewal) -> Lease | None:
+        """The coordinator's answer; None once there is something else to tell it, which is not to wait."""
+        answer = asyncio.ensure_future(self._ask(asked))
+        loaded = asyncio.ensure_future(self._has_loaded.wait())
+        try:
+            done, _ = await asyncio.wait(
+                (answer, loaded), timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            loaded.cancel()
+        if answer in done:
+            return answer.result()
+        # Left to itself: what it would grant, the next one grants too.
+        answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+        if not done:
+            raise TimeoutError
+        return None
 
     def may_hand_off(self, electorate: Electorate) -> bool:
         """Whether what this electorate said may be handed out at this moment."""
@@ -104,7 +124,7 @@ class Keeper:
         now = -1 if self.electorate is None else self.electorate.version
         return min([now, *(version for version, _ in self._lingering)])
 
-    def _take(self, lease: Lease, asked_at: float) -> None:
+    def _take(self, asked: Renewal, lease: Lease, asked_at: float) -> None:
         if lease.tokens is not None:
             self.tokens = lease.tokens
         if lease.view is not None:
@@ -114,7 +134,9 @@ class Keeper:
             return
         electorate = self.electorate
         if electorate is not None and self._seen is not None:
-            drop = electorate.differing(self._seen) if lease.drop is None else lease.drop
+            drop = lease.drop
+            if drop is None or asked.voting != electorate.version:  # about others than those that vote now
+                drop = electorate.differing(self._seen)
             drop = drop.intersection(v.ref.shard for v in electorate.voters)
             if drop:
                 self._install(electorate.without(drop))
@@ -149,6 +171,7 @@ class Keeper:
             elif before.stack is not fresh.stack:
                 self._lingering.append((before.version, weakref.ref(before.stack)))
             self._install(fresh)
+            self._has_loaded.set()
         finally:
             self._loading = None
 

@@ -13,8 +13,8 @@ _LATENCY_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 _ROWS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096]
 
 
-class ReplicaMeters:
-    """What a replica measures: answers, passes, voters."""
+class RayMeters:
+    """What a replica measures, and what the coordinator says of the run."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
@@ -30,6 +30,24 @@ class ReplicaMeters:
         self._generation = Gauge(
             "sisa_replica_generation", "Generation that this replica answers from.", keys
         )
+        self._requests = Gauge("sisa_requests", "Open unlearning requests in each state.", ("run", "state"))
+        self._gauges = {
+            name: Gauge(f"sisa_{name}", text, keys)
+            for name, text in {
+                "requests_closed": "Unlearning requests that are closed.",
+                "oldest_request_s": "Age of the oldest open request.",
+                "time_to_fence_s": "Of the request fenced last.",
+                "time_to_erase_s": "Of the request closed last.",
+                "generation": "The published generation.",
+                "voters": "Constituents that may vote.",
+                "fenced_shards": "Shards that do not answer from their constituent.",
+                "replicas": "Replicas that hold a lease.",
+                "purge_trouble": "1 where something could not be shown to be gone.",
+                "record_visits_saved": "Record-visits that unlearning has saved against retraining.",
+                "epsilon_spent": "Privacy budget spent by answers in private mode.",
+            }.items()
+        }
+        self._states: set[str] = set()
         self._statuses: Tally[int] = Tally()
         self._answered: list[tuple[int, float]] = []
         self._passes: list[tuple[int, float]] = []
@@ -60,32 +78,7 @@ class ReplicaMeters:
         self._voters.set(num_voters, self._tags)
         self._generation.set(generation, self._tags)
 
-
-class RunMeters:
-    """What is said of a run as a whole; handed over by whichever replica asked the coordinator last."""
-
-    def __init__(self) -> None:
-        keys = ("run",)
-        self._requests = Gauge("sisa_requests", "Open unlearning requests in each state.", ("run", "state"))
-        self._gauges = {
-            name: Gauge(f"sisa_{name}", text, keys)
-            for name, text in {
-                "requests_closed": "Unlearning requests that are closed.",
-                "oldest_request_s": "Age of the oldest open request.",
-                "time_to_fence_s": "Of the request fenced last.",
-                "time_to_erase_s": "Of the request closed last.",
-                "generation": "The published generation.",
-                "voters": "Constituents that may vote.",
-                "fenced_shards": "Shards that do not answer from their constituent.",
-                "replicas": "Replicas that hold a lease.",
-                "purge_trouble": "1 where something could not be shown to be gone.",
-                "record_visits_saved": "Record-visits that unlearning has saved against retraining.",
-                "epsilon_spent": "Privacy budget spent by answers in private mode.",
-            }.items()
-        }
-        self._states: set[str] = set()
-
-    def hand_over(self, run: ServedRun) -> None:
+    def hand_over_run(self, run: ServedRun) -> None:
         """Give Ray what the coordinator said."""
         tags = {"run": run.name}
         self._states |= run.requests_by_state.keys()

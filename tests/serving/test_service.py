@@ -1,0 +1,66 @@
+"""A replica and its coordinator: what it answers from while people are being forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sisa_ray.core.config import SisaConfig
+from tests.execution.coordinators import running, trained
+from tests.serving.services import ROWS, Here, follow, forget, predict, reaches, serving
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SisaConfig:
+    return trained(tmp_path)
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(coroutine)
+
+
+class TestForgetting:
+    def test_is_fenced_answered_from_the_rest_and_rebuilt(self, config: SisaConfig) -> None:
+        async def story() -> None:
+            with running(config) as one:
+                async with serving(config, Here(one)) as service:
+                    before = (await predict(service, ROWS)).json
+                    assert before["voters"] == before["shards"] == 2
+                    name = await forget(service, "p3")
+                    row = await reaches(service, name, "fenced", "batched", "rebuilding", "published", "purging", "certified")
+                    assert row["time_to_fence_s"] < 5
+                    position = (await predict(service)).json["view"]["position"]
+                    assert position > before["view"]["position"]
+                    await reaches(service, name, "certified")
+                    after = (await predict(service, ROWS)).json
+                    assert after["voters"] == 2
+                    assert after["view"]["generation"] == before["view"]["generation"] + 1
+
+        run(story())
+
+    def test_old_models_leave_memory_before_the_certificate(self, config: SisaConfig) -> None:
+        import weakref
+
+        async def story() -> None:
+            with running(config) as one:
+                async with serving(config, Here(one)) as service:
+                    assert service.keeper.electorate is not None
+                    old = weakref.ref(service.keeper.electorate.stack)
+                    for _ in range(5):
+                        await predict(service)
+                    name = await forget(service, "p3")
+                    t = asyncio.get_running_loop().time()
+                    await reaches(service, name, "certified")
+                    print("took", asyncio.get_running_loop().time() - t)
+                    if old() is not None:
+                        print(gc.get_referrers(old()))
+                    assert old() is None
+
+        gc.disable()
+        run(story())
+        gc.enable()
