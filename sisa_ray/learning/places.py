@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 
 import numpy as np
@@ -21,35 +22,69 @@ def is_place_independent(stack: StackedModel, batch: Batch, rows: int) -> bool:
 
     Vectorised kernels may round the last few elements of a tensor in their own way, and matrix products the
     rows that fill no tile. Only where this holds may the rows of several askers share a pass; elsewhere each
-    asker's rows begin one of their own. It is an experiment, on one machine: up to eight probes (the given
-    rows, and each of them with its values moved) at all places and in all slots, then mixed in every rotation
+    asker's rows begin one of their own. It is an experiment, on one machine: up to eight probes (some of the
+    given rows, and the same with their values moved) at all places and in all slots, then mixed in every rotation
     of a few passes. It takes about 25 forwards.
 
     Args:
         stack: with at least one constituent.
-        batch: one or more decoded rows on the stack's device; padding does no harm.
+        batch: one or more decoded rows on the stack's device, preferably several unlike ones
+            (:func:`~sisa_ray.learning.passes.probe_batch`); padding does no harm.
+
+    Returns:
+        False also where nothing could be seen, since all probes get the same answer.
+
+    Raises:
+        Exception: whatever the recipe raises for the given rows.
     """
-    probes = _probes(batch)
-    num_probes = pass_shape(probes)[0]
-    device = stack.device
+    given = _unlike(batch, _MAX_PROBES // 2)
+    answers = _repeated(stack, given, rows)
+    moved = _moved(given)
+    # The model may refuse values in places that are not theirs: the index of another column's table, say.
+    with suppress(Exception):
+        answers += _repeated(stack, moved, rows)
+        given = {name: torch.cat([tensor, moved[name]]) for name, tensor in given.items()}
+    num_probes = len(answers)
+    said = np.stack([answer[:, 0] for answer in answers], axis=1)
+    if len({said[:, probe].tobytes() for probe in range(num_probes)}) < 2:
+        return False
     alone = [torch.full((rows,), probe) for probe in range(num_probes)]
-    repeated = [stack.forward(_taken(probes, order.to(device))) for order in alone]
-    said = np.stack([answer[:, 0] for answer in repeated], axis=1)
-    mixtures = (
-        (order, stack.forward(_taken(probes, order.to(device)))) for order in _mixtures(num_probes, rows)
-    )
-    passes = chain(zip(alone, repeated, strict=True), mixtures)
+    mixtures = ((order, _asked(stack, given, order)) for order in _mixtures(num_probes, rows))
+    passes = chain(zip(alone, answers, strict=True), mixtures)
     return all(_same_bits(answer, said[:, order.numpy()]) for order, answer in passes)
 
 
-def _probes(batch: Batch) -> Batch:
-    """A few of the rows, then the same with their values moved: other numbers of the same kind."""
-    few = {name: tensor[: _MAX_PROBES // 2] for name, tensor in batch.items()}
-    moved = {
-        name: tensor.flatten(1).roll(1, dims=1).reshape(tensor.shape) if tensor.dim() > 1 else tensor
-        for name, tensor in few.items()
+def _unlike(batch: Batch, most: int) -> Batch:
+    """The first rows that differ from all before them."""
+    seen: dict[bytes, int] = {}
+    held = [tensor.cpu().contiguous() for tensor in batch.values()]
+    for row in range(pass_shape(batch)[0]):
+        # Through bytes, since numpy knows no bfloat16.
+        key = b"".join(tensor[row : row + 1].view(torch.uint8).numpy().tobytes() for tensor in held)
+        seen.setdefault(key, row)
+    return _taken(batch, torch.tensor(list(seen.values())[:most]))
+
+
+def _moved(batch: Batch) -> Batch:
+    """The same rows with their values moved: other numbers of the same kind."""
+    return {
+        name: tensor.flatten(1).roll(1, dims=1).reshape(tensor.shape) if _is_movable(tensor) else tensor
+        for name, tensor in batch.items()
     }
-    return {name: torch.cat([tensor, moved[name]]) for name, tensor in few.items()}
+
+
+def _is_movable(tensor: torch.Tensor) -> bool:
+    # An index out of range is an exception on the CPU, and the end of the whole process's CUDA context.
+    return tensor.dim() > 1 and (tensor.is_floating_point() or tensor.device.type == "cpu")
+
+
+def _repeated(stack: StackedModel, probes: Batch, rows: int) -> list[Floats]:
+    """For each probe, the answer to a pass of nothing else."""
+    return [_asked(stack, probes, torch.full((rows,), probe)) for probe in range(pass_shape(probes)[0])]
+
+
+def _asked(stack: StackedModel, probes: Batch, order: torch.Tensor) -> Floats:
+    return stack.forward(_taken(probes, order))
 
 
 def _mixtures(num_probes: int, rows: int) -> Iterator[torch.Tensor]:
@@ -63,7 +98,7 @@ def _mixtures(num_probes: int, rows: int) -> Iterator[torch.Tensor]:
 
 
 def _taken(batch: Batch, index: torch.Tensor) -> Batch:
-    return {name: tensor.index_select(0, index) for name, tensor in batch.items()}
+    return {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in batch.items()}
 
 
 def _same_bits(a: Floats, b: Floats) -> bool:

@@ -174,6 +174,8 @@ class StackedModel:
                 answers = structure.stacked(self._as_tensors(), batch)
         values: Floats = answers.to("cpu", torch.float64).numpy()
         if not all(self._filled):
+            # Of its own: where a recipe ignores its model, all slots are one piece of memory.
+            values = values.copy()
             values[[slot for slot, is_filled in enumerate(self._filled) if not is_filled]] = 0.0
         return values
 

@@ -250,3 +250,18 @@ def test_an_answer_of_the_wrong_shape_is_refused() -> None:
     stack = StackedModel.build(make, trained(make, 1), SETTINGS, probe=made_up(make, SCHEMA, 2))
     with pytest.raises(RecipeError, match=r"TooFew\.predict: must return 8 rows"):
         stack.forward(rows_of(make))
+
+
+class Ignores(Plain):
+    """The same numbers whatever the model: all slots share one row of memory."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return torch.full((len(batch["features"]), 3), 0.25, dtype=torch.float64)
+
+
+def test_an_empty_slot_does_not_silence_others_that_share_its_memory() -> None:
+    make = of(Ignores)
+    stack = StackedModel.build(make, (*trained(make, 2), None), SETTINGS)
+    for _ in range(2):
+        assert stack.forward(rows_of(make))[:, 0, 0].tolist() == [0.25, 0.25, 0.0]
+    assert stack.layout == "stacked"
