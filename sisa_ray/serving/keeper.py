@@ -19,6 +19,7 @@ from sisa_ray.serving.electorate import Electorate
 logger = logging.getLogger("sisa_ray.serving")
 
 _PAUSE_S = 0.2
+_MOMENT_S = 0.01
 _PATIENCE_S = 3.0
 """For an answer of the coordinator; it says nothing for a second at most."""
 
@@ -153,27 +154,32 @@ class Keeper:
     async def _bring(self, view: View) -> None:
         """Load a view beside the one in use, and switch to it between two passes."""
         try:
-            fresh = await asyncio.to_thread(self._load, view, self.electorate)
+            await self._switch(view)
         except SisaError as error:
             # Its checkpoints may have been purged meanwhile: ask for the latest view.
             logger.warning("view %d cannot be loaded: %s", view.version, error)
             self.problem = f"the models cannot be loaded: {error}"
             self._seen = None
             await asyncio.sleep(_PAUSE_S)
-        else:
-            before = self.electorate
-            fresh = replace(fresh, serial=0 if before is None else before.serial + 1)
-            if self._seen is not None and self._seen is not view:
-                # What a later view has not may have been fenced since.
-                fresh = replace(fresh, voters=fresh.without(fresh.differing(self._seen)).voters)
-            if before is None:
-                self.position = view.position if self._seen is None else self._seen.position
-            elif before.stack is not fresh.stack:
-                self._lingering.append((before.version, weakref.ref(before.stack)))
-            self._install(fresh)
-            self._has_loaded.set()
         finally:
             self._loading = None
+        # Frames and passes that are just ending hold on to the old models for a moment.
+        while self._loading is None and self._version_in_memory() != self._loaded_version():
+            await asyncio.sleep(_MOMENT_S)
+        self._has_loaded.set()
+
+    async def _switch(self, view: View) -> None:
+        fresh = await asyncio.to_thread(self._load, view, self.electorate)
+        before = self.electorate
+        fresh = replace(fresh, serial=0 if before is None else before.serial + 1)
+        if self._seen is not None and self._seen is not view:
+            # What a later view has not may have been fenced since.
+            fresh = replace(fresh, voters=fresh.without(fresh.differing(self._seen)).voters)
+        if before is None:
+            self.position = view.position if self._seen is None else self._seen.position
+        elif before.stack is not fresh.stack:
+            self._lingering.append((before.version, weakref.ref(before.stack)))
+        self._install(fresh)
 
     def _install(self, electorate: Electorate) -> None:
         self.electorate = electorate

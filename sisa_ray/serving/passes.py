@@ -26,6 +26,9 @@ from sisa_ray.learning.passes import padded_batch
 from sisa_ray.learning.places import is_place_independent
 from sisa_ray.serving.electorate import Electorate
 
+_NUM_TRIES = 3
+_IDLE_S = 1.0
+
 Answer = dict[str, npt.NDArray[Any]]
 """Named arrays, the first dimension of each being the row."""
 
@@ -48,7 +51,7 @@ class Passes:
     """The forward passes of a replica, one after the other, on a thread of their own.
 
     Args:
-        arithmetic: pinned for as long as the thread lives.
+        arithmetic: pinned while there is something to do.
         rows_per_pass: ascending; a caller's rows go into passes of the largest that they fill, the rest into the
             smallest that holds it.
         on_pass: told the number of rows and of seconds of each pass.
@@ -66,8 +69,10 @@ class Passes:
         self._on_pass = on_pass
         self._waiting: dict[int, deque[_Piece]] = {rows: deque() for rows in self._shapes}
         self._shared: dict[int, bool] = {}
+        self._tries = dict.fromkeys(self._shapes, 0)
         self._news = threading.Semaphore(0)
         self._is_stopping = False
+        self._turn = 0
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._thread.start()
 
@@ -98,17 +103,24 @@ class Passes:
         self._news.release()
 
     def _run(self) -> None:
-        with applied(self._arithmetic):
-            turn = 0
-            while True:
-                self._news.acquire()
-                if self._is_stopping:
-                    return
-                # Callers with few rows do not wait behind all of those with many.
-                shapes = [rows for rows in self._shapes if self._waiting[rows]]
-                if shapes:
-                    turn += 1
-                    self._pass(shapes[turn % len(shapes)])
+        while True:
+            self._news.acquire()
+            if self._is_stopping:
+                return
+            # Pinning costs half a millisecond and is the whole process's: held while there is something to do.
+            with applied(self._arithmetic):
+                self._take()
+                while not self._is_stopping and self._news.acquire(timeout=_IDLE_S):
+                    self._take()
+            if self._is_stopping:
+                return
+
+    def _take(self) -> None:
+        shapes = [rows for rows in self._shapes if self._waiting[rows]]
+        if shapes:
+            # Callers with few rows do not wait behind all of those with many.
+            self._turn += 1
+            self._pass(shapes[self._turn % len(shapes)])
 
     def _pass(self, rows: int) -> None:
         waiting = self._waiting[rows]
@@ -156,7 +168,9 @@ class Passes:
         stack = electorate.stack
         table = pieces_[0].table if len(pieces_) == 1 else pa.concat_tables([p.table for p in pieces_])
         batch = padded_batch(stack.recipe, table, rows, stack.device)
-        if rows not in self._shared:
+        if not self._shared.get(rows, False) and self._tries[rows] < _NUM_TRIES:
+            # Rows that are all alike show nothing, so others get a chance to.
+            self._tries[rows] += 1
             self._shared[rows] = is_place_independent(stack, batch, rows)
         started = time.perf_counter()
         votes: Floats = stack.forward(batch)[electorate.slots, : table.num_rows]

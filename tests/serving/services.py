@@ -78,7 +78,9 @@ def new_service(
     spec = read_spec(store)
     assert spec is not None
     return Service(
-        ServeConfig.from_mapping({"run": config.address, "authentication": False, **settings}),
+        ServeConfig.from_mapping(
+            {"run": config.address, "authentication": False, "requests_per_s": 10_000, **settings}
+        ),
         spec,
         store,
         coordinator,

@@ -15,6 +15,12 @@ from tests.execution.coordinators import running, trained
 from tests.serving.services import ROWS, Here, follow, forget, predict, reaches, serving
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shards are trained in this process, too, and wait for the passes to let go of its settings.
+    monkeypatch.setattr("sisa_ray.serving.passes._IDLE_S", 0.0)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> SisaConfig:
     return trained(tmp_path)
@@ -32,7 +38,9 @@ class TestForgetting:
                     before = (await predict(service, ROWS)).json
                     assert before["voters"] == before["shards"] == 2
                     name = await forget(service, "p3")
-                    row = await reaches(service, name, "fenced", "batched", "rebuilding", "published", "purging", "certified")
+                    row = await reaches(
+                        service, name, "fenced", "batched", "rebuilding", "published", "purging", "certified"
+                    )
                     assert row["time_to_fence_s"] < 5
                     position = (await predict(service)).json["view"]["position"]
                     assert position > before["view"]["position"]
