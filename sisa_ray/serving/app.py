@@ -6,7 +6,7 @@ import logging
 import sys
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sisa_ray.core.errors import RunNotFound
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.opening import address_of
 from sisa_ray.execution.remote import RemoteCoordinator
+from sisa_ray.learning.arithmetic import applied
 from sisa_ray.serving.config import ServeConfig
 from sisa_ray.serving.http import Http
 from sisa_ray.serving.meters import RayMeters
@@ -34,6 +35,11 @@ class Ensemble:
     ) -> None:
         """Return once this replica can answer: it is not in service before."""
         sys.path.extend(p for p in spec.code_dirs if p not in sys.path)
+        # A pass on its thread waits for the interpreter as often as it calls an operator.
+        sys.setswitchinterval(0.001)
+        # For as long as the process lives: it does nothing else.
+        self._pinned = ExitStack()
+        self._pinned.enter_context(applied(spec.config.arithmetic))
         name = spec.config.name
         self._service = Service(
             config,

@@ -19,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sisa_ray.core.config import ArithmeticConfig
-from sisa_ray.learning.arithmetic import applied
 from sisa_ray.learning.ensemble import Floats
 from sisa_ray.learning.passes import padded_batch
 from sisa_ray.learning.places import is_place_independent
 from sisa_ray.serving.electorate import Electorate
 
 _NUM_TRIES = 3
-_IDLE_S = 1.0
+_SHORT_S = 0.005
+"""Passes up to so long are made on the event loop."""
 
 Answer = dict[str, npt.NDArray[Any]]
 """Named arrays, the first dimension of each being the row."""
@@ -48,10 +47,12 @@ class _Piece:
 
 
 class Passes:
-    """The forward passes of a replica, one after the other, on a thread of their own.
+    """The forward passes of a replica, one after the other. The process's arithmetic is pinned by whoever owns it.
+
+    Short passes are made on the event loop itself: handing them to a thread and back would cost more. Long ones have a
+    thread, so that leases are renewed and callers heard meanwhile.
 
     Args:
-        arithmetic: pinned while there is something to do.
         rows_per_pass: ascending; a caller's rows go into passes of the largest that they fill, the rest into the
             smallest that holds it.
         on_pass: told the number of rows and of seconds of each pass.
@@ -59,24 +60,27 @@ class Passes:
 
     def __init__(
         self,
-        arithmetic: ArithmeticConfig,
         rows_per_pass: Sequence[int],
         *,
         on_pass: Callable[[int, float], None] = lambda *_: None,
     ) -> None:
-        self._arithmetic = arithmetic
         self._shapes = tuple(rows_per_pass)
         self._on_pass = on_pass
         self._waiting: dict[int, deque[_Piece]] = {rows: deque() for rows in self._shapes}
         self._shared: dict[int, bool] = {}
         self._tries = dict.fromkeys(self._shapes, 0)
-        self._news = threading.Semaphore(0)
+        self._seconds = dict.fromkeys(self._shapes, float("inf"))
+        self._passing = threading.Lock()
+        self._news = threading.Event()
+        self._is_scheduled = False
         self._is_stopping = False
         self._turn = 0
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._thread.start()
 
-    async def ask(self, table: pa.Table, electorate: Electorate, finish: Finish) -> tuple[Answer, Electorate]:
+    async def ask(
+        self, table: pa.Table, electorate: Electorate, finish: Finish
+    ) -> tuple[Answer, Electorate]:
         """What ``finish`` makes of the votes on every row of ``table``, all of them of one electorate.
 
         Raises:
@@ -91,7 +95,10 @@ class Passes:
             self._waiting[rows].append(
                 _Piece(table=piece, electorate=electorate, finish=finish, loop=loop, future=future)
             )
-            self._news.release()
+        if not self._is_scheduled:
+            # After everybody who is being read now: they share a pass.
+            self._is_scheduled = True
+            loop.call_soon(self._here)
         if len(futures) == 1:
             return await futures[0], electorate
         parts = await asyncio.gather(*futures)
@@ -100,27 +107,39 @@ class Passes:
     def stop(self) -> None:
         """End the thread after the pass at hand."""
         self._is_stopping = True
-        self._news.release()
+        self._news.set()
+
+    def _here(self) -> None:
+        """On the event loop: a short pass, if the thread is not in the middle of one; else it is told."""
+        self._is_scheduled = False
+        shapes = [rows for rows in self._shapes if self._waiting[rows]]
+        if not shapes:
+            return
+        if self._seconds[shapes[0]] <= _SHORT_S and self._passing.acquire(blocking=False):
+            try:
+                self._pass(shapes[0])
+            finally:
+                self._passing.release()
+            if self._waiting[shapes[0]]:
+                self._is_scheduled = True
+                asyncio.get_running_loop().call_soon(self._here)
+                return
+            shapes = shapes[1:]
+        if shapes:
+            self._news.set()
 
     def _run(self) -> None:
-        while True:
-            self._news.acquire()
-            if self._is_stopping:
-                return
-            # Pinning costs half a millisecond and is the whole process's: held while there is something to do.
-            with applied(self._arithmetic):
-                self._take()
-                while not self._is_stopping and self._news.acquire(timeout=_IDLE_S):
-                    self._take()
-            if self._is_stopping:
-                return
-
-    def _take(self) -> None:
-        shapes = [rows for rows in self._shapes if self._waiting[rows]]
-        if shapes:
-            # Callers with few rows do not wait behind all of those with many.
-            self._turn += 1
-            self._pass(shapes[self._turn % len(shapes)])
+        while not self._is_stopping:
+            self._news.wait()
+            self._news.clear()
+            while not self._is_stopping:
+                with self._passing:
+                    shapes = [rows for rows in self._shapes if self._waiting[rows]]
+                    if not shapes:
+                        break
+                    # Callers with few rows do not wait behind all of those with many.
+                    self._turn += 1
+                    self._pass(shapes[self._turn % len(shapes)])
 
     def _pass(self, rows: int) -> None:
         waiting = self._waiting[rows]
@@ -134,7 +153,6 @@ class Passes:
             ):
                 pieces_.append(waiting.popleft())
                 room -= pieces_[-1].table.num_rows
-                self._news.acquire()
         try:
             _deliver(pieces_, self._answers(pieces_, rows))
         except Exception as error:  # whatever the recipe makes of somebody's rows
@@ -174,7 +192,10 @@ class Passes:
             self._shared[rows] = is_place_independent(stack, batch, rows)
         started = time.perf_counter()
         votes: Floats = stack.forward(batch)[electorate.slots, : table.num_rows]
-        self._on_pass(table.num_rows, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        # The first pass of a shape takes longer; a slow moment does not count for good.
+        self._seconds[rows] = min(seconds, 1.1 * self._seconds[rows])
+        self._on_pass(table.num_rows, seconds)
         return votes
 
 

@@ -113,7 +113,7 @@ class Service:
         self._audit = Audit(audit_log)
         self._loader: ModelLoader | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.passes = Passes(spec.config.arithmetic, config.rows_per_pass, on_pass=meters.on_pass)
+        self.passes = Passes(config.rows_per_pass, on_pass=meters.on_pass)
         self.keeper = Keeper(self.replica, coordinator.renew, self._load, clock=clock)
         self.predictor = Predictor(
             spec, self.keeper, self.passes, spend=coordinator.spend, max_rows=config.max_rows

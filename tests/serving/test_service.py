@@ -15,12 +15,6 @@ from tests.execution.coordinators import running, trained
 from tests.serving.services import ROWS, Here, follow, forget, predict, reaches, serving
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Shards are trained in this process, too, and wait for the passes to let go of its settings.
-    monkeypatch.setattr("sisa_ray.serving.passes._IDLE_S", 0.0)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> SisaConfig:
     return trained(tmp_path)
