@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from enum import StrEnum
 from itertools import takewhile
 from typing import Annotated
@@ -83,6 +84,10 @@ class SubjectsCommand(TyperCommand):
         return rest
 
 
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST = timedelta(days=3650)
+
+
 def examples(*lines: str) -> str:
     """Examples below a command's help."""
     heading = "Examples:" if len(lines) > 1 else "Example:"
@@ -106,3 +111,20 @@ def parse_shards(text: str) -> list[int]:
             raise ConfigError(f"--shards {text}: {rule}, not {part.strip()!r}")
         shards.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(shards)
+
+
+def parse_duration(option: str, text: str) -> timedelta:
+    """A length of time of at most ten years. ``option`` is for messages.
+
+    >>> parse_duration("--expires-in", "90d")
+    datetime.timedelta(days=90)
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    match = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip(), re.ASCII)
+    length = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else timedelta(0)
+    if not timedelta(0) < length <= _LONGEST:
+        rule = "must be a number with s, m, h, d or w behind it, at most ten years: such as 10m or 90d"
+        raise ConfigError(f"{option}: {rule}, not {text!r}")
+    return length

@@ -21,6 +21,7 @@ COMMANDS = [
     *("request", "requests", "extend", "reject", "suppression replay", "suppression lift", "log"),
     *("certificate list", "certificate fetch", "certificate receipt", "certificate show"),
     *("certificate verify", "coordinator start", "coordinator stop", "coordinator status"),
+    *("token create", "token list", "token rotate", "token revoke"),
 ]
 CALLS = {
     "ingest": ["ingest", "mnist.yaml"],
