@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
-from sisa_ray.core.errors import CommitFailed, SisaError, StateMoved
+from sisa_ray.core.errors import CommitFailed, ConfigError, SisaError, StateMoved
 from sisa_ray.core.leases import LeaseBook, boot_time
 from sisa_ray.core.records import RequestsFenced, ServingClosed, ServingOpened
 from sisa_ray.core.requests import Request
@@ -172,14 +172,14 @@ class Fence:
         if self.is_in_service:
             self._open_or_close()
             view = self._next_view()
-            tokens = self._tokens() if self._tokens is not None else None
+            tokens = self._read_tokens()
             with self._lock:
                 self._checked_at = checked_at
                 is_news = view != self._view and (
                     self._view is None or view is None or view.version != self._view.version
                 )
                 self._show(view)
-                if tokens is not None and tokens.digest != self._known_tokens.digest:
+                if tokens.digest != self._known_tokens.digest:
                     self._known_tokens, is_news = tokens, True
         else:
             is_news = False
@@ -195,6 +195,13 @@ class Fence:
             is_behind = self._book.position_of(self._clock()) < position
         if is_news or is_behind:
             self._wake()
+
+    def _read_tokens(self) -> Tokens:
+        try:
+            return self._known_tokens if self._tokens is None else self._tokens()
+        except ConfigError as error:  # those that were known hold on, and so does the service
+            logger.warning("%s", error)
+            return self._known_tokens
 
     def _show(self, view: View | None) -> None:
         self._view = view

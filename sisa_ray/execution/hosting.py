@@ -27,7 +27,7 @@ from sisa_ray.execution.results import RequestRow
 from sisa_ray.execution.served import ServedRun, describe, spend
 from sisa_ray.execution.verify import verify_in
 from sisa_ray.storage.mirror import check_mirror
-from sisa_ray.storage.tokens import TokenFile
+from sisa_ray.storage.tokens import TokenReader
 
 TASKS: Mapping[str, Task] = {
     "train": train_in,
@@ -48,7 +48,7 @@ class CoordinatorActor:
     """A coordinator in a process of its own. Ray starts it again when it dies; the log tells it where to go on."""
 
     def __init__(self, address: str) -> None:
-        self._coordinator = Coordinator(address, tasks=TASKS, tokens=TokenFile().read)
+        self._coordinator = Coordinator(address, tasks=TASKS, tokens=TokenReader().current)
         self._coordinator.start()
 
     async def submit(self, submissions: Sequence[Submission]) -> list[Acceptance | SisaError]:

@@ -38,6 +38,7 @@ class Finishers:
         self._default = rule_for(default_rule, task)
         self._epsilon = epsilon
         self._num_classes = num_classes or 1
+        self._plain = Question(rule=self._default)
         self._made: dict[tuple[Rule, bool], Finish] = {}
 
     def question(self, options: dict[str, Any]) -> Question:
@@ -46,6 +47,8 @@ class Finishers:
         Raises:
             Problem: naming the option that breaks a rule.
         """
+        if not options:
+            return self._plain
         unknown = sorted(set(options) - {"aggregation", "probabilities", "private"})
         if unknown:
             raise _bad("body: has keys other than rows, aggregation, probabilities and private")

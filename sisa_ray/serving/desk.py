@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.exceptions import HTTPException
 
 from sisa_ray import __version__
+from sisa_ray.core.bearer import Role
 from sisa_ray.core.clocks import Basis, ExtensionReason
 from sisa_ray.core.errors import DataError, KeyReused, SisaError
 from sisa_ray.core.records import Priority, RejectionReason
 from sisa_ray.core.requests import RequestState
-from sisa_ray.core.tokens import Role
 from sisa_ray.execution.acceptance import Acceptance, Submission, checked_subjects
 from sisa_ray.execution.results import RequestRow
 from sisa_ray.execution.served import ServedRun, seconds
@@ -409,7 +409,7 @@ def _request_id(request: Request) -> str:
 
 def _problem_response(request: Request, problem: Problem) -> Response:
     name = _request_id(request)
-    headers = {**problem.headers, "x-request-id": name, "cache-control": "no-store"}
+    headers = {**problem.headers, "cache-control": "no-store"}
     return Response(problem.body(name), problem.status, headers, MEDIA_TYPE)
 
 

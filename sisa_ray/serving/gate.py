@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sisa_ray.core.tokens import Role, Token, Tokens
+from sisa_ray.core.bearer import Role, Token
+from sisa_ray.core.tokens import Tokens, Verdict
 from sisa_ray.serving.problems import Problem
 
 ANYBODY: Final = "anybody"
@@ -58,14 +59,14 @@ class Gate:
         caller = Caller(token=ANYBODY, name=ANYBODY)
         if not self._is_open:
             token = self._token(authorization)
-            if not set(roles).intersection(token.roles):
+            if not token.may(*roles):
                 raise Problem(
                     403,
                     "role",
                     f"the token's roles ({', '.join(token.roles)}) do not allow this; one of "
                     f"{', '.join(roles)} does",
                 )
-            caller = Caller(token=token.token, name=token.name)
+            caller = Caller(token=token.token_id, name=token.name)
         self._check_rate(caller, kind, cost)
         return caller
 
@@ -75,10 +76,10 @@ class Gate:
             raise _refused(
                 "a bearer token is required: send 'Authorization: Bearer sisa_…'", "invalid_request"
             )
-        found = self._tokens().check(bearer.strip(), datetime.now(UTC))
-        if isinstance(found, Token):
-            return found
-        reason = "has expired; ask for another one" if found == "expired" else "is not valid here"
+        verdict, token = self._tokens().judge(bearer.strip(), datetime.now(UTC))
+        if verdict is Verdict.VALID and token is not None:
+            return token
+        reason = "has expired; ask for another one" if verdict is Verdict.EXPIRED else "is not valid here"
         raise _refused(f"the bearer token {reason}", "invalid_token")
 
     def _check_rate(self, caller: Caller, kind: str, cost: int) -> None:

@@ -88,7 +88,7 @@ class Http:
             source = self._predictor.source_of(electorate)
             payload = encode(answer, question, source, task=self._task, media=media)
             kind = b"application/json" if media == "json" else ARROW_STREAM.encode()
-            await respond(send, 200, payload, kind, request_id)
+            await respond(send, 200, payload, kind)
         except Problem as problem:
             status = problem.status
             await respond_problem(send, problem, request_id)
@@ -191,25 +191,19 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], max_bytes: in
 
 
 async def respond(
-    send: Send, status: int, body: bytes, kind: bytes, request_id: str, headers: dict[str, str] | None = None
+    send: Send, status: int, body: bytes, kind: bytes, headers: dict[str, str] | None = None
 ) -> None:
     """Send a whole response."""
-    found = [
-        (b"content-type", kind),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request_id.encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    found += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    found = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    if headers:
+        found += [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": found})
     await send({"type": "http.response.body", "body": body})
 
 
 async def respond_problem(send: Send, problem: Problem, request_id: str) -> None:
     """Send a problem."""
-    await respond(
-        send, problem.status, problem.body(request_id), MEDIA_TYPE.encode(), request_id, problem.headers
-    )
+    await respond(send, problem.status, problem.body(request_id), MEDIA_TYPE.encode(), problem.headers)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -78,9 +78,7 @@ class Passes:
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._thread.start()
 
-    async def ask(
-        self, table: pa.Table, electorate: Electorate, finish: Finish
-    ) -> tuple[Answer, Electorate]:
+    async def ask(self, table: pa.Table, electorate: Electorate, finish: Finish) -> tuple[Answer, Electorate]:
         """What ``finish`` makes of the votes on every row of ``table``, all of them of one electorate.
 
         Raises:
@@ -174,7 +172,8 @@ class Passes:
     def _answers(self, pieces_: list[_Piece], rows: int) -> list[Answer]:
         electorate = pieces_[0].electorate
         votes = self._forward(pieces_, electorate, rows)
-        finished = {id(p.finish): p.finish(votes, electorate) for p in pieces_}
+        wanted = {id(p.finish): p.finish for p in pieces_}
+        finished = {name: finish(votes, electorate) for name, finish in wanted.items()}
         answers, first = [], 0
         for piece in pieces_:
             last = first + piece.table.num_rows

@@ -34,6 +34,12 @@ class RowReader:
         self.schema = pa.schema([field for field in schema if field.name != LABEL])
         self._sources = {name: columns[name] for name in self.schema.names}
         self._max_rows = max_rows
+        self._fields = list(self.schema)
+        # A type without floating-point numbers, text or nested values breaks no rule but that of nulls.
+        self._has_rules = {
+            field.name: not (pa.types.is_integer(field.type) or pa.types.is_fixed_size_binary(field.type))
+            for field in self._fields
+        }
         self._known = {n for s in self._sources.values() for n in ((s,) if isinstance(s, str) else s)}
 
     def from_json(self, rows: object) -> pa.Table:
@@ -49,7 +55,7 @@ class RowReader:
             if not isinstance(row, dict) or row.keys() != self._known:
                 raise self._bad_row(number, row)
         arrays = []
-        for field in self.schema:
+        for field in self._fields:
             names = self._sources[field.name]
             if isinstance(names, str):
                 arrays.append(_array(names, [row[names] for row in rows], field.type))
@@ -88,7 +94,9 @@ class RowReader:
         return pack([normalise(_one(table, name)) for name in names], field.type)
 
     def _checked(self, arrays: Sequence[pa.Array]) -> pa.Table:
-        for field, array in zip(self.schema, arrays, strict=True):
+        for field, array in zip(self._fields, arrays, strict=True):
+            if not (array.null_count or self._has_rules[field.name]):
+                continue
             names = self._sources[field.name]
             column = names if isinstance(names, str) else f"{names[0]} … {names[-1]}"
             for rule, rows in (
@@ -136,7 +144,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         Problem: where it is none.
     """
     try:
-        data = json.loads(body, parse_constant=_refuse_constant)
+        data = _DECODER.decode(body.decode())
     except (ValueError, RecursionError):
         raise Problem(400, "not-json", "body: is not JSON in UTF-8 (NaN and Infinity are not JSON)") from None
     if not isinstance(data, dict):
@@ -146,6 +154,9 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _array(column: str, values: list[Any], kind: pa.DataType) -> pa.Array:

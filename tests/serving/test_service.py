@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sisa_ray.core.config import SisaConfig
 from tests.execution.coordinators import running, trained
-from tests.serving.services import ROWS, Here, follow, forget, predict, reaches, serving
+from tests.serving.services import ROWS, Here, forget, predict, reaches, serving
 
 
 @pytest.fixture
@@ -46,8 +47,6 @@ class TestForgetting:
         run(story())
 
     def test_old_models_leave_memory_before_the_certificate(self, config: SisaConfig) -> None:
-        import weakref
-
         async def story() -> None:
             with running(config) as one:
                 async with serving(config, Here(one)) as service:
@@ -55,14 +54,11 @@ class TestForgetting:
                     old = weakref.ref(service.keeper.electorate.stack)
                     for _ in range(5):
                         await predict(service)
-                    name = await forget(service, "p3")
-                    t = asyncio.get_running_loop().time()
-                    await reaches(service, name, "certified")
-                    print("took", asyncio.get_running_loop().time() - t)
-                    if old() is not None:
-                        print(gc.get_referrers(old()))
+                    await reaches(service, await forget(service, "p3"), "certified")
                     assert old() is None
 
-        gc.disable()
-        run(story())
-        gc.enable()
+        gc.disable()  # nothing may wait for a collection
+        try:
+            run(story())
+        finally:
+            gc.enable()
