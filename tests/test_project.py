@@ -62,7 +62,13 @@ LOWEST_LAYER = {
 }
 """The lowest layer that may import a package that is not the standard library's."""
 
-COMES_WITH = {"pydantic_core": "pydantic", "aiobotocore": "s3fs", "aiohttp": "s3fs", "botocore": "s3fs"}
+COMES_WITH = {
+    "pydantic_core": "pydantic",
+    "starlette": "fastapi",
+    "aiobotocore": "s3fs",
+    "aiohttp": "s3fs",
+    "botocore": "s3fs",
+}
 """Packages that another one is made of, and whose errors it raises."""
 
 MODULES = sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -125,3 +126,32 @@ class PurgeTrouble:
     num_tries: int
     since: datetime
     retry_at: datetime
+
+
+def state_of(request: Request, batch: OpenBatch | None, closed: ClosedBatch | None) -> RequestState:
+    """Where a request is on its way; ``batch`` or ``closed`` is its batch, if it has one."""
+    if request.is_rejected:
+        return "rejected"
+    if closed is not None:
+        if closed.certificate is None:
+            return "purging"
+        return "unknown" if set(closed.unknown).issuperset(request.tags) else "certified"
+    if batch is None:
+        return "accepted" if request.fenced_at is None else "fenced"
+    if batch.purging:
+        return "purging"
+    if batch.published_at is not None:
+        return "published"
+    return "rebuilding" if batch.rewritten else "batched"
+
+
+def heirs_of(rejected: Request, tags: Collection[str], others: Iterable[Request]) -> dict[str, str]:
+    """Who else names the people that only a rejected request suppressed: tag -> request, for those who are named."""
+    alone, heirs = set(tags), {}
+    for other in others:
+        # Earlier ones that named whom only this one has now were lifted.
+        if alone and not other.is_rejected and other.seq >= rejected.seq:
+            taken = alone.intersection(other.tags)
+            heirs.update(dict.fromkeys(taken, other.request))
+            alone -= taken
+    return heirs

@@ -48,12 +48,13 @@ from sisa_ray.core.requests import (
     PurgeTrouble,
     Request,
     RequestState,
+    heirs_of,
+    state_of,
 )
 from sisa_ray.core.snapshot import Slices, Stages
 
 Place = tuple[int, int]
 """(shard, slice) or (shard, stage)."""
-
 
 OPENED_FOR = timedelta(hours=1)
 """How long a process may take from announcing a payload to committing the requests in it."""
@@ -113,11 +114,6 @@ class RunState:
         """The serialised Arrow schema of the role columns, in hex."""
         assert self.ingested is not None
         return self.ingested.columns
-
-    @property
-    def epsilon_total(self) -> Fraction:
-        """What answers in private mode have cost so far."""
-        return Fraction(self.epsilon_spent)
 
     @property
     def num_ingests(self) -> int:
@@ -206,15 +202,11 @@ class RunState:
         request.closed_at = self.entry.at
         self.closed_requests[request.request] = request
         self.purge_due = True
-        alone = {tag for tag in request.tags if self.suppressed.get(tag) == request.request}
-        for other in (*self.closed_requests.values(), *self.requests.values()):
-            # Earlier ones that named whom only this one has now were lifted.
-            if alone and not other.is_rejected and other.seq >= request.seq:
-                taken = alone.intersection(other.tags)
-                self.suppressed.update(dict.fromkeys(taken, other.request))
-                alone -= taken
-        for tag in alone:
+        held_by_it = [tag for tag in request.tags if self.suppressed.get(tag) == request.request]
+        heirs = heirs_of(request, held_by_it, (*self.closed_requests.values(), *self.requests.values()))
+        for tag in held_by_it:
             del self.suppressed[tag]
+        self.suppressed.update(heirs)
         self._leave_out(request.tags, since=request.num_ingests)
 
     @apply.register
@@ -346,12 +338,8 @@ class RunState:
         batch.evidence = None  # the certificate has it
 
     @apply.register
-    def _(self, record: ServingOpened) -> None:
-        self.serving = record
-
-    @apply.register
-    def _(self, record: ServingClosed) -> None:
-        self.serving = None
+    def _(self, record: ServingOpened | ServingClosed) -> None:
+        self.serving = record if isinstance(record, ServingOpened) else None
 
     @apply.register
     def _(self, record: PrivacySpent) -> None:
@@ -373,21 +361,8 @@ class RunState:
 
     def request_state(self, request: Request) -> RequestState:
         """Where a request is on its way."""
-        if request.is_rejected:
-            return "rejected"
-        if request.batch is None:
-            return "accepted" if request.fenced_at is None else "fenced"
-        open_batch = self.batches.get(request.batch)
-        if open_batch is None:
-            closed = self.closed_batches[request.batch]
-            if closed.certificate is None:
-                return "purging"
-            return "unknown" if set(closed.unknown).issuperset(request.tags) else "certified"
-        if open_batch.purging:
-            return "purging"
-        if open_batch.published_at is not None:
-            return "published"
-        return "rebuilding" if open_batch.rewritten else "batched"
+        batch = request.batch or ""
+        return state_of(request, self.batches.get(batch), self.closed_batches.get(batch))
 
     def needed_in(self, payload: str) -> tuple[str, ...]:
         """Requests of an object that names people whose slices are not rewritten yet."""

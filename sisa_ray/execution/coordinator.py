@@ -8,7 +8,6 @@ somebody has it. What happens to any of them is finished by the next coordinator
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -30,15 +29,12 @@ from sisa_ray.execution.events import Event, StageProgress
 from sisa_ray.execution.fence import Fence, guard
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.session import Session
+from sisa_ray.execution.sign import show_life
 from sisa_ray.execution.workers import NewWorkers, Workers
-from sisa_ray.storage import layout
 from sisa_ray.storage.purge import has_strays
 from sisa_ray.storage.run import Run
 
 logger = logging.getLogger("sisa_ray.coordinator")
-
-HEARTBEAT_S = 5.0
-"""Seconds between signs of life in the run; after six times as many, nobody is believed to have it."""
 
 _LOOK_S = 2.0
 """Seconds between looks at the log for requests that others accepted."""
@@ -383,15 +379,7 @@ class Coordinator:
     # The thread that shows that somebody has the run
 
     def _show_life(self) -> None:
-        while not self._stop.is_set():
-            try:
-                write_sign(self._run, attempt=self._attempt or "")
-            except SisaError as error:
-                logger.warning("%s", error)
-            self._stop.wait(HEARTBEAT_S)
-        with contextlib.suppress(SisaError, ValueError, KeyError):
-            if json.loads(self._run.store.get(layout.COORDINATOR))["attempt"] == self._attempt:
-                self._run.store.delete([layout.COORDINATOR])
+        show_life(self._run, attempt=self._attempt or "", stop=self._stop)
 
     def _fail(self, error: BaseException) -> None:
         self._trouble = str(error) or type(error).__name__
@@ -407,14 +395,3 @@ class Coordinator:
     def _gone(self) -> SisaError:
         reason = f" ({self._trouble})" if self._trouble else ""
         return CommitFailed(f"{self._run.address}: the coordinator has stopped{reason}; start it again")
-
-
-def write_sign(run: Run, *, attempt: str) -> None:
-    """Renew the sign that a coordinator has the run."""
-    sign = {
-        "attempt": attempt,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "renewed_at": run.now().isoformat(),
-    }
-    run.store.put(layout.COORDINATOR, json.dumps(sign).encode())

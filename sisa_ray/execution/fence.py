@@ -12,9 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 from sisa_ray.core.errors import CommitFailed, ConfigError, SisaError, StateMoved
 from sisa_ray.core.leases import LeaseBook, boot_time
@@ -25,6 +23,7 @@ from sisa_ray.core.step import to_be_fenced
 from sisa_ray.core.tokens import Tokens
 from sisa_ray.core.view import View, next_view, tainted
 from sisa_ray.execution.forget import places_of
+from sisa_ray.execution.leases import PAUSE_S, Lease, Renewal, longest_s
 from sisa_ray.storage.run import Run
 
 logger = logging.getLogger("sisa_ray.coordinator")
@@ -33,86 +32,8 @@ POLL_S = 1.0
 """How long a replica's question waits for news."""
 
 _GUARD_S = 0.5
-_PAUSE_S = 0.02
 _NUM_SHOWN = 64
 """Views that a replica may still have; whoever has an older one drops all that is not in the latest."""
-_MARGIN_S = 0.1
-"""For what happens between reading a clock and acting on it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Renewal:
-    """What a replica asks, and so acknowledges.
-
-    Attributes:
-        replica: its id.
-        position: it answers from here and from nothing before; -1 where it answers from nothing yet.
-        voting: the version of the view of its voters; -1 where it has none.
-        version: the same, or that of an earlier view of which it still has models in memory.
-        seen: the version of the last view that it was shown, and may be loading; -1 to be shown it again.
-        tokens: the digest of the tokens that it knows.
-    """
-
-    replica: str
-    position: int
-    voting: int
-    version: int
-    seen: int
-    tokens: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lease:
-    """A coordinator's answer: for how long a replica may answer, and from what.
-
-    Attributes:
-        held_s: how long the question waited here.
-        lasts_s: from the answer on; 0 where the coordinator cannot say that it has the run.
-        position: up to where requests are respected by ``view``, and by the voters that the replica has without those
-            of ``drop``.
-        view: None where the replica has seen it.
-        drop: shards whose voters, of those that it has, must not answer any more. None: all that ``view`` has not.
-        is_published: whether there is anything to answer from.
-        tokens: None where they are those that the replica has.
-    """
-
-    held_s: float
-    lasts_s: float
-    position: int
-    view: View | None
-    drop: frozenset[int] | None
-    is_published: bool
-    tokens: Tokens | None
-
-
-class Leases(Protocol):
-    """How a session sees to it that nobody answers from what must not be known any more."""
-
-    def fence(self, run: Run, requests: Sequence[str], interrupt: Callable[[], None]) -> None:
-        """Commit that these requests are fenced, once they are."""
-
-    def settle(self, run: Run, interrupt: Callable[[], None]) -> None:
-        """Return once nobody answers from an earlier state than the one now."""
-
-
-class NoReplicas:
-    """A session that no replica asks: leases that a coordinator granted before have to run out."""
-
-    def fence(self, run: Run, requests: Sequence[str], interrupt: Callable[[], None]) -> None:
-        """See :class:`Leases`."""
-        self.settle(run, interrupt)
-        run.commit(RequestsFenced(requests=tuple(requests)))
-
-    def settle(self, run: Run, interrupt: Callable[[], None]) -> None:
-        """See :class:`Leases`."""
-        opened = run.state.serving
-        if opened is None:
-            return
-        until = boot_time() + _longest_s(opened.lease_s)
-        while boot_time() < until:
-            interrupt()
-            time.sleep(_PAUSE_S)
-        run.commit(ServingClosed())
 
 
 class Fence:
@@ -127,7 +48,7 @@ class Fence:
         self._tokens = tokens
         self._known_tokens = Tokens()
         opened = run.state.serving
-        blind_s = 0.0 if opened is None else _longest_s(opened.lease_s)
+        blind_s = 0.0 if opened is None else longest_s(opened.lease_s)
         self._lock = threading.RLock()
         self._book = LeaseBook(lease_s=self._lease_s, blind_until=clock() + blind_s if blind_s else -1e18)
         self._routes: dict[str, tuple[Place, ...]] = {}
@@ -280,7 +201,7 @@ class Fence:
             for name in requests
         ):
             interrupt()
-            time.sleep(_PAUSE_S)
+            time.sleep(PAUSE_S)
 
     def settle(self, run: Run, interrupt: Callable[[], None]) -> None:
         """See :class:`Leases`."""
@@ -303,7 +224,7 @@ class Fence:
                     self._floor = max(self._floor, position)
                     return
             interrupt()
-            time.sleep(_PAUSE_S)
+            time.sleep(PAUSE_S)
 
     # The replicas
 
@@ -425,8 +346,3 @@ def guard(
 def _require_run(run: Run) -> None:
     if run.state.attempt != run.attempt:
         raise CommitFailed(f"{run.address}: another process has taken the run; this coordinator stops")
-
-
-def _longest_s(lease_s: float) -> float:
-    """After so long no lease of another process is valid any more."""
-    return lease_s * 1.02 + _MARGIN_S

@@ -21,7 +21,7 @@ from sisa_ray.execution.commands import append_and_train_in, train_in
 from sisa_ray.execution.coordinator import Coordinator, Report, Task
 from sisa_ray.execution.desk import certificate_of, extend_in, find_request, lift_in, reject_in
 from sisa_ray.execution.events import Event
-from sisa_ray.execution.fence import Lease, Renewal
+from sisa_ray.execution.leases import Lease, Renewal
 from sisa_ray.execution.opening import Target, address_of, existing_run
 from sisa_ray.execution.results import RequestRow
 from sisa_ray.execution.served import ServedRun, describe, spend

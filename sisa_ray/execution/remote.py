@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from sisa_ray.core.errors import ExecutionError, SisaError
 from sisa_ray.execution.acceptance import Acceptance, Submission
 from sisa_ray.execution.client import NAMESPACE, actor_name
-from sisa_ray.execution.fence import Lease, Renewal
+from sisa_ray.execution.leases import Lease, Renewal
 from sisa_ray.execution.results import RequestRow
 from sisa_ray.execution.served import ServedRun
 

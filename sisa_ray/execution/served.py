@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 
 from sisa_ray.core.records import PrivacySpent
 from sisa_ray.execution.fence import Fence
@@ -96,7 +97,7 @@ def spend(run: Run, wanted: int) -> int:
     if policy.epsilon_budget is None:
         return 0
     with run.lock:
-        left = policy.epsilon_budget - run.state.epsilon_total
+        left = policy.epsilon_budget - Fraction(run.state.epsilon_spent)
         granted = max(0, min(wanted, left // policy.epsilon_per_answer))
         if granted:
             run.commit(PrivacySpent(num_answers=granted, epsilon=str(policy.epsilon_per_answer)))

@@ -61,8 +61,8 @@ from sisa_ray.execution.events import (
     StageFinished,
     WorkPlanned,
 )
-from sisa_ray.execution.fence import Leases, NoReplicas
 from sisa_ray.execution.forget import plan_batch, rewrite_slices
+from sisa_ray.execution.leases import Leases, NoReplicas
 from sisa_ray.execution.pool import Changes
 from sisa_ray.execution.selfcheck import self_check
 from sisa_ray.execution.workers import Workers

@@ -11,7 +11,14 @@ import typer
 
 from sisa_ray import __version__
 from sisa_ray.core.errors import ConfigError
-from sisa_ray.service import coordinator_commands, desk_commands, evidence_commands, render, token_commands
+from sisa_ray.service import (
+    coordinator_commands,
+    desk_commands,
+    evidence_commands,
+    render,
+    serve_command,
+    token_commands,
+)
 from sisa_ray.service.arguments import (
     BaselineKind,
     Column,
@@ -260,7 +267,7 @@ def demo(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
-for commands_of in (desk_commands, evidence_commands, coordinator_commands, token_commands):
+for commands_of in (desk_commands, evidence_commands, coordinator_commands, serve_command, token_commands):
     commands_of.add_to(app)
 
 

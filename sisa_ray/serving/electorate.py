@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sisa_ray.core.config import ArithmeticConfig
+import pyarrow as pa
+
+from sisa_ray.core.identity import Spec
 from sisa_ray.core.view import View, Voter
 from sisa_ray.learning.arithmetic import resolved_device
 from sisa_ray.learning.passes import probe_batch
-from sisa_ray.learning.recipe import RecipeFactory, new_recipe
+from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec, new_recipe
 from sisa_ray.learning.stacked import StackedModel
 from sisa_ray.storage.checkpoints import read_checked
 from sisa_ray.storage.objects import ObjectStore
@@ -28,6 +30,8 @@ class Electorate:
         shards: that this replica holds, a slot each.
         voters: those that vote, in the order of their shards; fewer than are in memory once some were dropped.
         num_changed: in how many shards one person's records may be.
+        stack: None where others hold the models.
+        at_most: the position that those others respect, where they may be behind.
     """
 
     serial: int
@@ -36,7 +40,8 @@ class Electorate:
     shards: tuple[int, ...]
     voters: tuple[Voter, ...]
     num_changed: int
-    stack: StackedModel
+    stack: StackedModel | None
+    at_most: int | None = None
 
     @property
     def slots(self) -> list[int]:
@@ -61,22 +66,19 @@ class Electorate:
 
 
 class ModelLoader:
-    """Brings the voters of a view into memory: digests checked, safetensors only."""
+    """Brings the voters of some shards into memory: digests checked, safetensors only.
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        recipe: RecipeFactory,
-        arithmetic: ArithmeticConfig,
-        *,
-        shards: tuple[int, ...],
-        schema: object,
-    ) -> None:
+    Args:
+        spec: of the run.
+        store: of the run.
+        shards: that this replica holds.
+    """
+
+    def __init__(self, spec: Spec, store: ObjectStore, shards: tuple[int, ...]) -> None:
+        self._spec = spec
         self._store = store
-        self._recipe = recipe
-        self._arithmetic = arithmetic
         self._shards = shards
-        self._schema = schema
+        self._recipe: RecipeFactory | None = None
         self._loaded: dict[int, Voter] = {}
 
     def load(self, view: View, before: Electorate | None) -> Electorate:
@@ -87,12 +89,8 @@ class ModelLoader:
         """
         voters = tuple(v for v in view.voters if v.ref.shard in set(self._shards))
         wanted = {v.ref.shard: v for v in voters}
-        if before is None:
-            states = [self._read(wanted.get(shard)) for shard in self._shards]
-            probe = probe_batch(
-                new_recipe(self._recipe), self._schema, _PROBE_ROWS, resolved_device(self._arithmetic)
-            )
-            stack = StackedModel.build(self._recipe, states, self._arithmetic, probe=probe)
+        if before is None or before.stack is None:
+            stack = self._build(view, wanted)
         else:
             changes = {
                 slot: self._read(wanted.get(shard))
@@ -111,8 +109,41 @@ class ModelLoader:
             stack=stack,
         )
 
+    def _build(self, view: View, wanted: Mapping[int, Voter]) -> StackedModel:
+        schema, config = schema_of(view.columns), self._spec.config
+        if self._recipe is None:
+            self._recipe = RecipeSpec(
+                class_path=config.recipe.class_path,
+                args=config.recipe.args,
+                search_dirs=self._spec.code_dirs,
+                code=self._spec.code,
+            ).factory(schema)
+        device = resolved_device(config.arithmetic)
+        # The layout is decided on rows that every replica makes up alike.
+        probe = probe_batch(new_recipe(self._recipe), schema, _PROBE_ROWS, device)
+        states = [self._read(wanted.get(shard)) for shard in self._shards]
+        return StackedModel.build(self._recipe, states, config.arithmetic, probe=probe)
+
     def _read(self, voter: Voter | None) -> bytes | None:
         return None if voter is None else read_checked(self._store, voter.ref)
+
+
+def without_models(view: View, before: Electorate | None) -> Electorate:
+    """The electorate of a view for whoever asks others to vote."""
+    return Electorate(
+        serial=0 if before is None else before.serial + 1,
+        version=view.version,
+        generation=view.generation,
+        shards=tuple(range(view.num_shards)),
+        voters=view.voters,
+        num_changed=view.num_ingests,
+        stack=None,
+    )
+
+
+def schema_of(columns: str) -> pa.Schema:
+    """The Arrow schema of the role columns, from a view's."""
+    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(columns)))
 
 
 def _file(voter: Voter | None) -> str | None:

@@ -13,7 +13,7 @@ from sisa_ray.core.errors import SisaError
 from sisa_ray.core.leases import LeaseHolder, boot_time
 from sisa_ray.core.tokens import Tokens
 from sisa_ray.core.view import View
-from sisa_ray.execution.fence import Lease, Renewal
+from sisa_ray.execution.leases import Lease, Renewal
 from sisa_ray.serving.electorate import Electorate
 
 logger = logging.getLogger("sisa_ray.serving")

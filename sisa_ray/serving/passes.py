@@ -183,6 +183,7 @@ class Passes:
 
     def _forward(self, pieces_: list[_Piece], electorate: Electorate, rows: int) -> Floats:
         stack = electorate.stack
+        assert stack is not None, "whoever makes passes holds models"
         table = pieces_[0].table if len(pieces_) == 1 else pa.concat_tables([p.table for p in pieces_])
         batch = padded_batch(stack.recipe, table, rows, stack.device)
         if not self._shared.get(rows, False) and self._tries[rows] < _NUM_TRIES:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sisa_ray.core.identity import Spec
 from sisa_ray.learning.ensemble import RULES
-from sisa_ray.serving.desk import problems
+from sisa_ray.serving.documents import problems
 from sisa_ray.serving.rows import ARROW_STREAM, LABEL
 
 

@@ -118,8 +118,9 @@ class Predictor:
         """
         if not self._keeper.may_hand_off(electorate):
             raise unavailable("the lease on the run's state could not be renewed", kind="fenced")
+        position = self._keeper.position
         return Source(
-            position=self._keeper.position,
+            position=position if electorate.at_most is None else min(position, electorate.at_most),
             generation=electorate.generation,
             num_voters=len(electorate.voters),
             num_shards=self._spec.config.sisa.num_shards,
@@ -166,8 +167,3 @@ async def warm_up(
                 logger.info("no warm-up: %s", type(error).__name__)
                 return
             logger.info("warm-up of %d rows took %.2f s", rows, time.perf_counter() - started)
-
-
-def schema_of(columns: str) -> pa.Schema:
-    """The Arrow schema of the role columns, from a view's."""
-    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(columns)))

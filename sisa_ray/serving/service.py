@@ -7,26 +7,25 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sisa_ray.core.errors import SisaError
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.leases import boot_time
 from sisa_ray.core.view import View
 from sisa_ray.execution.acceptance import Acceptance, Submission
-from sisa_ray.execution.fence import Lease, Renewal
+from sisa_ray.execution.leases import Lease, Renewal
 from sisa_ray.execution.results import RequestRow
 from sisa_ray.execution.served import ServedRun
-from sisa_ray.learning.recipe import RecipeSpec
 from sisa_ray.serving.config import ServeConfig
 from sisa_ray.serving.desk import Desk
-from sisa_ray.serving.electorate import Electorate, ModelLoader
+from sisa_ray.serving.electorate import Electorate, ModelLoader, schema_of, without_models
 from sisa_ray.serving.gate import Audit, Gate
 from sisa_ray.serving.http import Http
 from sisa_ray.serving.keeper import Keeper
 from sisa_ray.serving.passes import Passes
 from sisa_ray.serving.predict_api import describe_predict
-from sisa_ray.serving.replica import Predictor, schema_of, warm_up
+from sisa_ray.serving.replica import Forward, Predictor, warm_up
 from sisa_ray.storage.objects import ObjectStore
 
 logger = logging.getLogger("sisa_ray.serving")
@@ -90,6 +89,7 @@ class Service:
         coordinator: of the run.
         audit_log: gets a JSON object a line.
         meters: get what is measured.
+        forward: asks others to vote; without it this replica holds every model itself.
         clock: that leases are measured by.
     """
 
@@ -102,6 +102,7 @@ class Service:
         *,
         audit_log: logging.Logger,
         meters: Meters,
+        forward: Forward | None = None,
         clock: Callable[[], float] = boot_time,
     ) -> None:
         self.replica = uuid.uuid4().hex
@@ -111,12 +112,14 @@ class Service:
         self._coordinator = coordinator
         self._meters = meters
         self._audit = Audit(audit_log)
-        self._loader: ModelLoader | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.passes = Passes(config.rows_per_pass, on_pass=meters.on_pass)
+        shards = tuple(range(spec.config.sisa.num_shards))
+        self._load_models = ModelLoader(spec, store, shards).load if forward is None else without_models
+        self._passes = Passes(config.rows_per_pass, on_pass=meters.on_pass) if forward is None else None
+        self._forward: Forward = forward or cast("Passes", self._passes)
         self.keeper = Keeper(self.replica, coordinator.renew, self._load, clock=clock)
         self.predictor = Predictor(
-            spec, self.keeper, self.passes, spend=coordinator.spend, max_rows=config.max_rows
+            spec, self.keeper, self._forward, spend=coordinator.spend, max_rows=config.max_rows
         )
         gate = Gate(
             lambda: self.keeper.tokens,
@@ -154,7 +157,7 @@ class Service:
         assert electorate is not None
         finishers = self.predictor.finishers
         await warm_up(
-            self.passes,
+            self._forward,
             electorate,
             self.predictor.rows.schema,
             finishers.finisher(finishers.question({})),
@@ -175,28 +178,13 @@ class Service:
             task.cancel()
         with suppress(SisaError):
             await self._coordinator.leave(self.replica)
-        self.passes.stop()
+        if self._passes is not None:
+            self._passes.stop()
         self._audit.flush()
 
     def _load(self, view: View, before: Electorate | None) -> Electorate:
-        if self._loader is None:
-            schema = schema_of(view.columns)
-            recipe = self._spec.config.recipe
-            factory = RecipeSpec(
-                class_path=recipe.class_path,
-                args=recipe.args,
-                search_dirs=self._spec.code_dirs,
-                code=self._spec.code,
-            ).factory(schema)
-            self._loader = ModelLoader(
-                self._store,
-                factory,
-                self._spec.config.arithmetic,
-                shards=tuple(range(self._spec.config.sisa.num_shards)),
-                schema=schema,
-            )
-            self.predictor.reader(schema)
-        return self._loader.load(view, before)
+        self.predictor.reader(schema_of(view.columns))
+        return self._load_models(view, before)
 
     async def _tick(self) -> None:
         count = 0

@@ -20,7 +20,7 @@ import ray
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import DataError
-from sisa_ray.execution import client, commands, coordinator, hosting
+from sisa_ray.execution import client, commands, hosting, sign
 from sisa_ray.execution.acceptance import Submission
 from sisa_ray.execution.coordinator import Coordinator
 from sisa_ray.execution.opening import existing_run
@@ -161,7 +161,7 @@ class Killer:
 
     def install(self) -> None:
         """Have every operation on storage pass through here. The sign of life is not counted: its time is not ours."""
-        coordinator.HEARTBEAT_S = 3600.0
+        sign.HEARTBEAT_S = 3600.0
         for name in MUTATING:
             setattr(LocalStore, name, self._wrapped(getattr(LocalStore, name)))
         mirror.append_to_mirror = self._counted(mirror.append_to_mirror)

@@ -15,7 +15,7 @@ from sisa_ray.core.leases import boot_time
 from sisa_ray.execution.acceptance import Acceptance, Submission
 from sisa_ray.execution.coordinator import Coordinator
 from sisa_ray.execution.desk import certificate_of, find_request
-from sisa_ray.execution.fence import Lease, Renewal
+from sisa_ray.execution.leases import Lease, Renewal
 from sisa_ray.execution.results import RequestRow
 from sisa_ray.execution.served import ServedRun, describe, spend
 from sisa_ray.serving.config import ServeConfig
