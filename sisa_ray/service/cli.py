@@ -11,7 +11,7 @@ import typer
 
 from sisa_ray import __version__
 from sisa_ray.core.errors import ConfigError
-from sisa_ray.service import coordinator_commands, desk_commands, evidence_commands, render
+from sisa_ray.service import coordinator_commands, desk_commands, evidence_commands, plan_commands, render
 from sisa_ray.service.arguments import (
     BaselineKind,
     Column,
@@ -260,7 +260,7 @@ def demo(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
-for commands_of in (desk_commands, evidence_commands, coordinator_commands):
+for commands_of in (desk_commands, evidence_commands, coordinator_commands, plan_commands):
     commands_of.add_to(app)
 
 
