@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from sisa_ray.core.config import UnlearningConfig
 from sisa_ray.core.schedule import ScheduleName, stage_epochs
@@ -16,6 +19,19 @@ Policy = Literal["at_once", "window", "deadline"]
 MONTH_S = MONTH_DAYS * DAY_S
 _SLACK_S = 1e-3
 """``deadline`` uses what the law leaves to the last bit; sums of floats may exceed it by one."""
+
+
+_MAX_ROUNDS, _SETTLED = 60, 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A mean batch."""
+
+    size: float
+    """Requests."""
+    visits: float
+    """Record-visits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +89,53 @@ def open_s(scenario: Scenario, layout: Layout, policy: Policy, window_s: float) 
     return stays_open if max(stays_open, worst) + worst <= scenario.limit_s + _SLACK_S else None
 
 
-def batch_size(scenario: Scenario, layout: Layout, stays_open_s: float) -> float:
-    """Requests of a mean batch: the first, those of the window, or all that came during a longer rebuild."""
-    machine = machine_of(scenario)
-    size = 1 + scenario.per_second * stays_open_s
-    for _ in range(60):
-        visits = cost.window(layout, size - 1)
-        shards = max(1.0, cost.shards_hit(layout, size))
-        took_s = visits * machine.seconds_per_visit / min(machine.num_gpus, shards) + machine.overhead_s
-        grown = max(1 + scenario.per_second * stays_open_s, scenario.per_second * took_s)
-        if abs(grown - size) <= 1e-6 * size:
+def load_of(scenario: Scenario, layout: Layout, stays_open_s: float) -> Load:
+    """Batches in the long run, where all shards are alike.
+
+    A batch that is done before the next window closes leaves windows as they are: one request opens it, and as many
+    join as a Poisson stream brings. During a longer one a Poisson number of requests gather and make the next batch;
+    only where none came is the next one again opened by the first that does. How long batches take and how large
+    they are depend on each other; a few rounds settle both.
+    """
+    rate = scenario.per_second
+    opened = Load(size=1 + rate * stays_open_s, visits=cost.window(layout, rate * stays_open_s))
+    load = opened
+    for _ in range(_MAX_ROUNDS):
+        took_s = _duration_s(scenario, layout, load)
+        if took_s <= stays_open_s:
+            return opened
+        gathered = rate * took_s
+        none = math.exp(-gathered)
+        previous, load = (
+            load.size,
+            Load(
+                size=gathered + none * opened.size,
+                visits=cost.window(layout, gathered, first=False) + none * opened.visits,
+            ),
+        )
+        if abs(load.size - previous) <= _SETTLED * previous:
             break
-        size = grown
-    return size
+    return load
+
+
+def _duration_s(scenario: Scenario, layout: Layout, load: Load) -> float:
+    """Seconds of a mean batch: its slowest shard, or where shards queue all of its work on all GPUs.
+
+    A queue's last round fills the GPUs by half in the mean: with m equal shards on G of them, m/G + (1 - 1/G)/2 rounds.
+    """
+    # Shards are alike, so the slowest is the one with the smallest slice that was hit: a shard with all requests.
+    together = Layout(
+        sizes=layout.sizes[:1],
+        weights=layout.weights[:1] * layout.num_shards,
+        copies=np.ones(1, dtype=np.int64),
+        epochs=layout.epochs,
+        kept=layout.kept,
+    )
+    slowest = cost.window(together, max(0.0, load.size - 1))
+    gpus, shards = scenario.num_gpus, cost.shards_hit(layout, load.size)
+    queued = load.visits / gpus + (1 - 1 / gpus) / 2 * load.visits / shards if shards > gpus else 0.0
+    visits = max(slowest, queued)
+    return visits * scenario.seconds_per_visit + scenario.overhead_s
 
 
 def evaluate(
@@ -94,11 +144,10 @@ def evaluate(
     schedule: ScheduleName,
     policy: Policy,
     stays_open_s: float,
-    size: float,
+    load: Load,
 ) -> Design:
-    """Expectations of a layout, with the checkpoints that it keeps."""
-    visits = cost.window(layout, size - 1)
-    per_month = scenario.per_second * MONTH_S / size * visits
+    """Expectations of a layout with the checkpoints that it keeps, under a load."""
+    per_month = scenario.per_second * MONTH_S / load.size * load.visits
     gpu_hours = per_month * scenario.seconds_per_visit / 3600
     storage = layout.num_checkpoints * scenario.checkpoint_bytes
     worst = predicted_s(layout, machine_of(scenario))
@@ -109,7 +158,7 @@ def evaluate(
         kept=layout.kept,
         batching=policy,
         window_s=stays_open_s,
-        requests_per_batch=size,
+        requests_per_batch=load.size,
         visits_per_month=per_month,
         gpu_hours_per_month=gpu_hours,
         storage_bytes=storage,

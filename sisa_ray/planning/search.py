@@ -9,15 +9,16 @@ import numpy as np
 
 from sisa_ray.core.errors import ConfigError
 from sisa_ray.core.schedule import ScheduleName, stage_epochs
+from sisa_ray.planning import cost
 from sisa_ray.planning.checkpoints import best_kept_of_every_number
 from sisa_ray.planning.designs import (
     MONTH_S,
     Design,
     Policy,
-    batch_size,
     cheaper_first,
     evaluate,
     layout_of,
+    load_of,
     machine_of,
     open_s,
 )
@@ -214,12 +215,17 @@ def _of_layout(
         stays_open_s = open_s(scenario, layout, policy, window_s)
         if stays_open_s is None:
             continue
-        size = batch_size(scenario, layout, stays_open_s)
-        options = (
-            evaluate(scenario, layout.keeping(kept), schedule, policy, stays_open_s, size)
-            for kept in best_kept_of_every_number(layout, affordable, size)
-        )
-        yield min(options, key=cheaper_first)
+        load = load_of(scenario, layout, stays_open_s)
+        options = []
+        for kept in best_kept_of_every_number(layout, affordable, load.size):
+            visits = cost.window(layout.keeping(kept), load.size - 1)
+            storage = layout.num_shards * len(kept) * scenario.checkpoint_bytes
+            gpu_s = scenario.per_second * MONTH_S / load.size * visits * scenario.seconds_per_visit
+            money = gpu_s / 3600 * scenario.gpu_hour_price + storage / 1e9 * scenario.storage_price
+            options.append((money, visits, kept))
+        chosen = layout.keeping(min(options)[2])
+        load = load_of(scenario, chosen, stays_open_s)
+        yield evaluate(scenario, chosen, schedule, policy, stays_open_s, load)
 
 
 def _affordable(scenario: Scenario, num_shards: int) -> int:

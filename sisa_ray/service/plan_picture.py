@@ -39,8 +39,9 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
         axes.annotate(
             f"{best.num_shards} × {best.num_slices}",
             (x, best.money_per_month),
-            (9, 9),
+            (0, 13),
             textcoords="offset points",
+            ha="center",
         )
         axes.set_yscale("log")
         axes.grid(alpha=0.25)
