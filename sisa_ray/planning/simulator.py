@@ -17,7 +17,7 @@ import numpy as np
 from sisa_ray.core.config import UnlearningConfig
 from sisa_ray.core.errors import ConfigError
 from sisa_ray.planning.cost import longest_shard
-from sisa_ray.planning.layouts import FloatArray, Layout
+from sisa_ray.planning.layouts import FloatArray, IntArray, Layout
 from sisa_ray.planning.requests import Stream
 
 _VECTORISED_FROM = 48
@@ -52,9 +52,10 @@ class Machine:
 class Outcome:
     """What became of a stream."""
 
-    num_requests: int
-    num_batches: int
-    record_visits: float
+    batch_sizes: IntArray
+    """(B,): requests of each batch."""
+    batch_visits: FloatArray
+    """(B,): record-visits of each batch."""
     gpu_seconds: float
     to_erase_s: FloatArray
     """(T,): from each request to the end of its batch."""
@@ -64,6 +65,21 @@ class Outcome:
     """Share of the time in which some batch ran."""
     num_checkpoints: int
     """Kept while nothing is being rebuilt."""
+
+    @property
+    def num_requests(self) -> int:
+        """T."""
+        return len(self.to_erase_s)
+
+    @property
+    def num_batches(self) -> int:
+        """B."""
+        return len(self.batch_sizes)
+
+    @property
+    def record_visits(self) -> float:
+        """Of all batches."""
+        return float(self.batch_visits.sum())
 
     def quantile_s(self, share: float) -> float:
         """Seconds within which that share of the requests was erased."""
@@ -106,7 +122,9 @@ def simulate(
     starts = _Starts(stream, policy, due_s - policy.safety_margin_s - predicted_s(layout, machine))
     shards, slices = stream.shard.tolist(), stream.slice.tolist()
     ends = np.empty(len(stream))
-    visits, num_batches, busy_s, free_s, first = 0.0, 0, 0.0, 0.0, 0
+    sizes: list[int] = []
+    visits: list[float] = []
+    busy_s, free_s, first = 0.0, 0.0, 0
     while first < len(stream):
         start_s, end = starts.batch(first, free_s)
         if end - first < _VECTORISED_FROM:
@@ -116,16 +134,15 @@ def simulate(
         took_s = _makespan(costs, machine.num_gpus) * machine.seconds_per_visit + machine.overhead_s
         free_s = start_s + took_s
         ends[first:end] = free_s
-        visits += sum(costs)
+        visits.append(sum(costs))
+        sizes.append(end - first)
         busy_s += took_s
-        num_batches += 1
         first = end
     to_erase_s = ends - stream.at_s
     return Outcome(
-        num_requests=len(stream),
-        num_batches=num_batches,
-        record_visits=visits,
-        gpu_seconds=visits * machine.seconds_per_visit,
+        batch_sizes=np.array(sizes),
+        batch_visits=np.array(visits),
+        gpu_seconds=sum(visits) * machine.seconds_per_visit,
         to_erase_s=to_erase_s,
         num_missed=int((to_erase_s > due_s).sum()),
         busy_share=min(1.0, busy_s / max(free_s, 1e-300)),
