@@ -111,7 +111,7 @@ def pareto_front(designs: Sequence[Design]) -> list[Design]:
 def check_by_simulation(scenario: Scenario, design: Design, *, seed: int = 0) -> Check:
     """Carry out a stream of requests under ``design``, in as many seeded repetitions as it takes for a mean."""
     layout = whole_layout(scenario, design)
-    most = max(10, scenario.num_records // scenario.records_per_request // _SIMULATED_SHARE)
+    most = max(1, scenario.num_records // scenario.records_per_request // _SIMULATED_SHARE)
     wanted = int(min(_MAX_SIMULATED, max(5000, 300 * design.requests_per_batch)))
     each = min(most, wanted, scenario.num_records)
     num_runs = max(1, min(20, wanted // each))

@@ -81,6 +81,12 @@ def test_whole_layouts_are_even() -> None:
     assert layout.sizes.max() - layout.sizes.min() == 1
 
 
+def test_a_simulation_leaves_the_smallest_shards_about_as_large_as_they_were() -> None:
+    tiny = make_plan(scenario(num_records=50, requests_per_day=0.01))
+    assert tiny.simulated.num_requests == 40  # two in each of twenty repetitions
+    assert abs(tiny.simulated.relative_error) < 0.05
+
+
 def test_the_same_seed_gives_the_same_plan() -> None:
     assert make_plan(scenario(), seed=3) == make_plan(scenario(), seed=3)
     assert make_plan(scenario(), seed=3).simulated != make_plan(scenario(), seed=4).simulated
