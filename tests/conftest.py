@@ -16,7 +16,7 @@ from sisa_ray.service.environment import quiet_ray
 pytest_plugins = ["tests.support.weed"]
 
 TESTS = Path(__file__).parent
-BELOW_RAY = ("core", "storage", "learning", "recipes")
+BELOW_RAY = ("core", "planning", "storage", "learning", "recipes")
 """Directories of tests that must not start Ray."""
 
 _OBJECT_STORE_BYTES = 512 * 2**20

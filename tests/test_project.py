@@ -34,7 +34,7 @@ MAX_LINES = 400
 LAYERS = ("core", "storage", "learning", "execution", "service")
 """From the bottom up. A module imports from its own layer and those before it."""
 
-BESIDE = {"recipes": "learning", "serving": "service"}
+BESIDE = {"planning": "core", "recipes": "learning", "serving": "service"}
 """Packages that are part of another layer."""
 
 LOWEST_LAYER = {
@@ -147,7 +147,7 @@ def test_imports_point_down() -> None:
     assert not above
 
 
-@pytest.mark.parametrize("layer", ["core", "storage", "learning", "recipes"])
+@pytest.mark.parametrize("layer", ["core", "planning", "storage", "learning", "recipes"])
 def test_layer_imports_where_those_above_are_not_installed(layer: str) -> None:
     """A whole interpreter, since one import pulls in others: none of them may need Ray, for example."""
     missing = sorted(package for package, lowest in LOWEST_LAYER.items() if rank(lowest) > rank(layer))

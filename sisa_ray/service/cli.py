@@ -15,6 +15,7 @@ from sisa_ray.service import (
     coordinator_commands,
     desk_commands,
     evidence_commands,
+    plan_commands,
     render,
     serve_command,
     token_commands,
@@ -267,7 +268,15 @@ def demo(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
-for commands_of in (desk_commands, evidence_commands, coordinator_commands, serve_command, token_commands):
+_COMMANDS = (
+    desk_commands,
+    evidence_commands,
+    coordinator_commands,
+    serve_command,
+    token_commands,
+    plan_commands,
+)
+for commands_of in _COMMANDS:
     commands_of.add_to(app)
 
 

@@ -20,7 +20,7 @@ COMMANDS = [
     *("ingest", "train", "unlearn", "verify", "predict", "status", "baseline", "demo"),
     *("request", "requests", "extend", "reject", "suppression replay", "suppression lift", "log"),
     *("certificate list", "certificate fetch", "certificate receipt", "certificate show"),
-    *("certificate verify", "coordinator start", "coordinator stop", "coordinator status"),
+    *("certificate verify", "coordinator start", "coordinator stop", "coordinator status", "plan", "serve"),
     *("token create", "token list", "token rotate", "token revoke"),
 ]
 CALLS = {

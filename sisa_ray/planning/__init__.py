@@ -1,0 +1,1 @@
+"""What unlearning will cost, before anything is trained: equations, simulation, recommendations. Pure."""
