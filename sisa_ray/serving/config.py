@@ -78,7 +78,7 @@ class ServeConfig(Section):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ServeConfig:
-        """Read a YAML file.
+        """Read a YAML file: these fields, or a configuration of Ray Serve whose first application has them as ``args``.
 
         Raises:
             ConfigError: where it cannot be read, is not YAML, or breaks a rule.
@@ -91,4 +91,11 @@ class ServeConfig(Section):
             ) from None
         except ValueError as error:
             raise ConfigError(f"{path}: is not YAML in UTF-8: {error}") from None
-        return cls.from_mapping(data, source=str(path))
+        return cls.from_mapping(_arguments(data), source=str(path))
+
+
+def _arguments(data: Any) -> Any:
+    applications = data.get("applications") if isinstance(data, Mapping) else None
+    if not isinstance(applications, list) or not applications or not isinstance(applications[0], Mapping):
+        return data
+    return applications[0].get("args")
