@@ -106,7 +106,7 @@ def serve(
         return
     try:
         hosting.watch(served, output.warn)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         output.warn("stopping; replicas finish what they have begun")
     with output.reporting():
         hosting.stop_service(served, settings.run)

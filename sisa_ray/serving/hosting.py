@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -88,7 +89,9 @@ def start_service(config: ServeConfig, *, host: str, port: int, throughput: bool
 
 
 def watch(served: Served, say: Callable[[str], None]) -> None:
-    """Say how the service is whenever that changes, until it is interrupted."""
+    """Say how the service is whenever that changes, until it is interrupted or terminated."""
+    # Ray's own handler would print a stack as if the process had crashed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     before = "RUNNING"
     while True:
         time.sleep(_PAUSE_S)

@@ -26,8 +26,11 @@ from ray import serve
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.records import RequestsFenced
+from sisa_ray.core.requests import Request
+from sisa_ray.core.state import RunState
 from sisa_ray.execution import commands, hosting
 from sisa_ray.execution.opening import existing_run
+from sisa_ray.execution.served import seconds
 from sisa_ray.serving.app import build_app
 from sisa_ray.serving.config import ServeConfig
 from sisa_ray.storage.log import CommitLog
@@ -135,7 +138,7 @@ class Stage:
         connection_body = json.dumps({"subjects": [person]}).encode()
         deadline = time.monotonic() + 60
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
             try:
                 connection.request(
                     "POST",
@@ -154,16 +157,20 @@ class Stage:
             assert time.monotonic() < deadline, "the request is not accepted"
             time.sleep(0.1)
 
-    def state(self, name: str) -> str | None:
-        status, document = call(self.port, "GET", f"/v1/unlearning-requests/{name}")
-        return str(document["state"]) if status == 200 else None
+    def request(self, name: str) -> tuple[RunState, Request]:
+        """A request as the log has it: a frozen replica answers nobody."""
+        state = existing_run(self.config, check_code=False).state
+        request = state.find_request(name)
+        assert request is not None
+        return state, request
 
     def fenced_s(self, name: str) -> float | None:
-        status, document = call(self.port, "GET", f"/v1/unlearning-requests/{name}")
-        return document["time_to_fence_s"] if status == 200 else None
+        _, request = self.request(name)
+        return seconds(request.accepted_at, request.fenced_at)
 
     def is_certified(self, name: str) -> bool:
-        return self.state(name) == "certified"
+        state, request = self.request(name)
+        return state.request_state(request) == "certified"
 
     def check_fence(self, asked: list[Asked]) -> int:
         """No answer is from before a request that was fenced when it was asked for; how many were looked at."""

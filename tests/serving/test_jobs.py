@@ -23,5 +23,7 @@ def test_every_field_is_there_with_its_default_or_a_remark() -> None:
     assert written.keys() == ServeConfig.model_fields.keys()
     config = ServeConfig.from_yaml(FILE)
     defaults = ServeConfig.from_mapping({"run": config.run})
-    differing = {name for name in ServeConfig.model_fields if getattr(config, name) != getattr(defaults, name)}
+    differing = {
+        name for name in ServeConfig.model_fields if getattr(config, name) != getattr(defaults, name)
+    }
     assert differing == {"max_replicas"}
