@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint format type test-sim test-mnist test-crash test-slow bench clean
+.PHONY: help demo test lint format type test-sim test-mnist test-crash test-serving test-slow bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ test-mnist: $(READY) ## The main job: MNIST, 20 shards x 10 slices, on a real S3
 
 test-crash: $(READY) ## SIGKILL at every point of a run's life, and what is left of it afterwards (slow)
 	$(PYTEST) -m slow -s tests/execution/test_crash_matrix.py
+
+test-serving: $(READY) ## Replicas, coordinator, storage and proxy killed and frozen under a service (slow)
+	$(PYTEST) -m slow -s tests/serving
 
 test-slow: $(READY) ## Every slow test
 	$(PYTEST) -m slow

@@ -106,11 +106,14 @@ def watch(served: Served, say: Callable[[str], None]) -> None:
 
 def stop_service(served: Served, run: str) -> None:
     """End a service, and what was started for it."""
-    serve.delete(served.app)
+    if served.started_ray:
+        # All at once: HAProxy that is being told of a deletion would outlive its manager.
+        serve.shutdown()
+    else:
+        serve.delete(served.app)
     if served.started_coordinator:
         hosting.stop_coordinator(run)
     if served.started_ray:
-        serve.shutdown()
         ray.shutdown()
 
 
