@@ -141,7 +141,13 @@ class Desk:
             request: Request,
             response: Response,
             idempotency_key: Annotated[
-                str | None, Header(max_length=1024, description="The same request sent again is one request.")
+                str | None,
+                Header(
+                    min_length=1,
+                    max_length=1024,
+                    pattern=r"\S",
+                    description="The same request sent again is one request.",
+                ),
             ] = None,
         ) -> Accepted:
             """Durable on return: from then on it is carried out, whatever crashes."""
@@ -280,10 +286,11 @@ class Desk:
                 schemas["ProblemView"] = ProblemView.model_json_schema()
                 for name in ("HTTPValidationError", "ValidationError"):
                     schemas.pop(name, None)
-                components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+                if not self._gate.is_open:
+                    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
                 for path, methods in schema["paths"].items():
                     for operation in methods.values():
-                        if path.startswith("/v1/"):
+                        if path.startswith("/v1/") and not self._gate.is_open:
                             operation["security"] = [{"bearer": []}]
                         found = operation["responses"]
                         if "422" in found and "HTTPValidationError" in str(found["422"]):

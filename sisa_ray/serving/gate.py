@@ -38,7 +38,7 @@ class Gate:
 
     def __init__(self, tokens: Callable[[], Tokens], *, is_open: bool, per_s: Mapping[str, float]) -> None:
         self._tokens = tokens
-        self._is_open = is_open
+        self.is_open = is_open
         self._per_s = per_s
         self._left: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -57,7 +57,7 @@ class Gate:
             Problem: 401 without a token that holds, 403 without a role, 429 above the rate.
         """
         caller = Caller(token=ANYBODY, name=ANYBODY)
-        if not self._is_open:
+        if not self.is_open:
             token = self._token(authorization)
             if not token.may(*roles):
                 raise Problem(

@@ -11,6 +11,7 @@ from typing import Any
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import SisaError
+from sisa_ray.core.tokens import Tokens
 from sisa_ray.execution import commands, desk, hosting
 from sisa_ray.execution.acceptance import Acceptance, Submission
 from sisa_ray.execution.coordinator import Coordinator
@@ -30,8 +31,10 @@ def trained(directory: Path, **changes: Any) -> SisaConfig:
 
 
 @contextmanager
-def running(config: SisaConfig, new_workers: NewWorkers = InlineWorkers) -> Iterator[Coordinator]:
-    one = Coordinator(config.address, tasks=hosting.TASKS, new_workers=new_workers)
+def running(
+    config: SisaConfig, new_workers: NewWorkers = InlineWorkers, tokens: Callable[[], Tokens] | None = None
+) -> Iterator[Coordinator]:
+    one = Coordinator(config.address, tasks=hosting.TASKS, new_workers=new_workers, tokens=tokens)
     one.start()
     try:
         yield one
