@@ -68,7 +68,7 @@ class Http:
             await _lifespan(receive, send)
         elif scope["type"] != "http":
             return
-        elif scope["path"] == PREDICT and scope["method"] == "POST":
+        elif scope["path"] == PREDICT:
             await self._predict(scope, receive, send)
         else:
             await self._others(scope, receive, send)
@@ -79,6 +79,7 @@ class Http:
         request_id = request_id_of(headers)
         rows, status, caller = 0, 200, None
         try:
+            _check_method(scope["method"])
             caller = self._gate.admit(_text(headers.get(b"authorization")), ("predict",), kind="predict")
             body = await read_body(receive, headers, self._max_body_bytes)
             table, question, media = self._read(headers, scope["query_string"], body)
@@ -204,6 +205,11 @@ async def respond(
 async def respond_problem(send: Send, problem: Problem, request_id: str) -> None:
     """Send a problem."""
     await respond(send, problem.status, problem.body(request_id), MEDIA_TYPE.encode(), problem.headers)
+
+
+def _check_method(method: str) -> None:
+    if method != "POST":
+        raise Problem(405, "http", "this path knows POST alone", headers={"allow": "POST"})
 
 
 def _text(value: bytes | None) -> str | None:
