@@ -68,7 +68,7 @@ class Http:
             await _lifespan(receive, send)
         elif scope["type"] != "http":
             return
-        elif scope["path"] == PREDICT:
+        elif scope["path"] == scope.get("root_path", "") + PREDICT:
             await self._predict(scope, receive, send)
         else:
             await self._others(scope, receive, send)
