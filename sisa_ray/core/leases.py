@@ -45,7 +45,16 @@ class LeaseBook:
         self._blind_until = blind_until
         self._held: dict[str, _Held] = {}
 
-    def renew(self, replica: str, *, position: int, version: int, checked_at: float, now: float) -> float:
+    def renew(
+        self,
+        replica: str,
+        *,
+        position: int,
+        version: int,
+        checked_at: float,
+        received_at: float,
+        now: float,
+    ) -> float:
         """Grant a lease to a replica that answers from ``position``; how many seconds it lasts from ``now`` on.
 
         Args:
@@ -53,9 +62,11 @@ class LeaseBook:
             position: what it acknowledges: it will never again answer from anything before.
             version: of the view whose voters it has in memory, and no others.
             checked_at: when the log was last looked at and said that this coordinator has the run; taken before.
-            now: after the replica asked.
+            received_at: when the question came. A lease does not rest on a longer time than its own, of which the
+                replica's clock might count less: also where the question waited while this machine was suspended.
+            now: at the answer.
         """
-        ends_at = checked_at + self._lease_s
+        ends_at = min(checked_at, received_at) + self._lease_s
         lasts_s = max(0.0, ends_at - now)
         self._held[replica] = _Held(
             position=position, version=version, ends_at=ends_at + _DRIFT * self._lease_s
@@ -101,13 +112,21 @@ class LeaseHolder:
     def __init__(self) -> None:
         self._ends_at = float("-inf")
         self._clean_from = 0
+        self._is_given_up = False
 
     def grant(self, *, asked_at: float, held_s: float, lasts_s: float) -> None:
         """A lease was granted: ``held_s`` after it was asked for, for ``lasts_s``.
 
         The coordinator's clock may be a little faster.
         """
-        self._ends_at = max(self._ends_at, asked_at + held_s + lasts_s)
+        if (
+            lasts_s > 0
+        ):  # else there is none, whatever a slow clock makes of the time that the question waited
+            self._ends_at = max(self._ends_at, asked_at + held_s + lasts_s)
+
+    def give_up(self) -> None:
+        """Before the coordinator is told that this replica answers no more: what is under way is not handed out."""
+        self._is_given_up = True
 
     def drop_before(self, serial: int) -> None:
         """From here on nothing is handed out that the replica's models before ``serial`` gave."""
@@ -119,7 +138,7 @@ class LeaseHolder:
 
     def is_valid(self, now: float) -> bool:
         """Whether anything may be handed out."""
-        return now < self._ends_at
+        return now < self._ends_at and not self._is_given_up
 
     def left_s(self, now: float) -> float:
         """Seconds until the lease ends."""

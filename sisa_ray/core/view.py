@@ -114,9 +114,11 @@ def _may_stay(
     ref = voter.ref
     if state.stages.get((ref.shard, ref.stage)) != ref or ref.path is None:
         return policy == "keep-until-rebuilt" and voter.is_constituent
-    if policy == "keep-until-rebuilt" and voter.is_constituent:
-        return True
-    return _is_clean(lineage, ref, fence)
+    if voter.is_constituent:
+        return policy == "keep-until-rebuilt" or _is_clean(lineage, ref, fence)
+    # Whoever was looked for is not in the shard, or a checkpoint is back: nothing is to be rebuilt.
+    is_whole_again = fence is None and _published(lineage, state, ref.shard) is not None
+    return _is_clean(lineage, ref, fence) and not is_whole_again
 
 
 def _best(
@@ -124,14 +126,29 @@ def _best(
 ) -> Voter | None:
     num_stages = len(lineage.slices(shard))
     last = state.stages.get((shard, num_stages))
-    if policy == "keep-until-rebuilt" and last is not None and last.path is not None:
+    is_unpublished = last is not None and _is_unpublished(state, last)
+    if policy == "keep-until-rebuilt" and last is not None and last.path is not None and not is_unpublished:
         return _voter(lineage, last)
-    if last is not None and state.published_keys and state.published_keys[shard] != last.key:
-        fence = min(fence or num_stages, num_stages)  # rebuilt, but not published yet
+    if is_unpublished:
+        fence = min(fence or num_stages, num_stages)
     ref = lineage.latest_clean(shard, before=fence)
     if ref is None or (policy != "rollback" and ref.stage < num_stages):
         return None
     return _voter(lineage, ref)
+
+
+def _published(lineage: Lineage, state: RunState, shard: int) -> StageRef | None:
+    """The constituent of a shard that the last generation has, where it is clean and its checkpoint exists."""
+    num_stages = len(lineage.slices(shard))
+    last = state.stages.get((shard, num_stages))
+    if last is None or last.path is None or _is_unpublished(state, last) or not lineage.is_clean(last):
+        return None
+    return last
+
+
+def _is_unpublished(state: RunState, last: StageRef) -> bool:
+    """Whether the last stage of a shard was rebuilt since the last generation was published."""
+    return bool(state.published_keys) and state.published_keys[last.shard] != last.key
 
 
 def _voter(lineage: Lineage, ref: StageRef) -> Voter | None:

@@ -274,6 +274,7 @@ class Fence:
                     position=asked.position,
                     version=asked.version,
                     checked_at=self._checked_at,
+                    received_at=received_at,
                     now=now,
                 )
             is_known = asked.voting == -1 or asked.voting in self._tainted
@@ -292,6 +293,7 @@ class Fence:
         """A replica that answers no more."""
         with self._lock:
             self._book.leave(replica)
+            self._waiting.pop(replica, None)  # what it asked before gets no lease any more
         self.news.set()
 
     def _wake(self) -> None:

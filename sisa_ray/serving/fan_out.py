@@ -76,6 +76,7 @@ class GroupMember:
         """Leave."""
         if self._task is not None:
             self._task.cancel()
+        self.keeper.give_up()
         with suppress(SisaError):
             await self._coordinator.leave(self._replica)
         self._passes.stop()

@@ -100,6 +100,10 @@ class Keeper:
         """Whether what this electorate said may be handed out at this moment."""
         return self._lease.is_valid(self._clock()) and self._lease.is_clean(electorate.serial)
 
+    def give_up(self) -> None:
+        """Nothing is handed out any more, also nothing that is being computed now."""
+        self._lease.give_up()
+
     @property
     def is_serving(self) -> bool:
         """Whether there is a lease, and somebody votes."""

@@ -176,6 +176,7 @@ class Service:
         """Leave: nothing is answered any more, so nobody has to wait for the lease to run out."""
         for task in self._tasks:
             task.cancel()
+        self.keeper.give_up()
         with suppress(SisaError):
             await self._coordinator.leave(self.replica)
         if self._passes is not None:
