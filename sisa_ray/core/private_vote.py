@@ -7,7 +7,8 @@ epsilon-differentially private, and never worse than the exponential mechanism.
 
 All of it is in integers, after Canonne, Kamath & Steinke (2020), algorithm 1: floating-point noise has gaps that
 tell votes apart. What it does not hide is how long it takes to draw, which depends on the votes; and it protects one
-label, so the epsilons of all that is answered add up (:mod:`sisa_ray.core.privacy_budget`).
+label, so the epsilons of all that is answered add up (a run's log counts them:
+:class:`~sisa_ray.core.records.PrivacySpent`).
 """
 
 from __future__ import annotations
