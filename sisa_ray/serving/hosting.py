@@ -31,6 +31,9 @@ THROUGHPUT = {
 }
 """What makes Ray Serve put HAProxy in front of the replicas; read by its processes when they start."""
 
+_OWN_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+"""Where HAProxy tells of itself, on every interface."""
+
 _PAUSE_S = 0.5
 
 
@@ -66,7 +69,13 @@ def start_service(config: ServeConfig, *, host: str, port: int, throughput: bool
             os.environ.setdefault(name, value)
     started_ray = not join_existing_ray()
     if started_ray:
-        _check_port(host, port)
+        if not _is_free(host, port):
+            raise ExecutionError(
+                f"--port: {host}:{port} is taken, or cannot be listened on; give another one"
+            )
+        for name, usual in _OWN_PORTS.items():
+            if throughput and not _is_free("", usual):
+                os.environ.setdefault(name, str(_any_port()))
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     there = hosting.coordinator_report(config.run)
     report = hosting.start_coordinator(config.run)
@@ -138,12 +147,18 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_port(host: str, port: int) -> None:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))
-        except OSError as error:
-            raise ExecutionError(
-                f"--port: {host}:{port} cannot be used: {error.strerror}; give another one"
-            ) from None
+        except OSError:
+            return False
+        return True
+
+
+def _any_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        port: int = trial.getsockname()[1]
+        return port
