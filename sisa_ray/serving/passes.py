@@ -25,6 +25,9 @@ from sisa_ray.learning.places import is_place_independent
 from sisa_ray.serving.electorate import Electorate
 
 _NUM_TRIES = 3
+_QUIET_TURNS = 3
+"""A request takes a few turns of the event loop from its socket to here."""
+
 _SHORT_S = 0.005
 """Passes up to so long are made on the event loop."""
 
@@ -94,9 +97,8 @@ class Passes:
                 _Piece(table=piece, electorate=electorate, finish=finish, loop=loop, future=future)
             )
         if not self._is_scheduled:
-            # After everybody who is being read now: they share a pass.
             self._is_scheduled = True
-            loop.call_soon(self._here)
+            loop.call_soon(self._gather, loop, 0, 0)
         if len(futures) == 1:
             return await futures[0], electorate
         parts = await asyncio.gather(*futures)
@@ -106,6 +108,15 @@ class Passes:
         """End the thread after the pass at hand."""
         self._is_stopping = True
         self._news.set()
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, num_before: int, num_quiet: int) -> None:
+        """On the event loop: wait while others are being read, a few turns at most; they share a pass."""
+        num_waiting = sum(len(waiting) for waiting in self._waiting.values())
+        num_quiet = 0 if num_waiting > num_before else num_quiet + 1
+        if num_quiet < _QUIET_TURNS and num_waiting < self._shapes[0]:
+            loop.call_soon(self._gather, loop, num_waiting, num_quiet)
+        else:
+            self._here()
 
     def _here(self) -> None:
         """On the event loop: a short pass, if the thread is not in the middle of one; else it is told."""
