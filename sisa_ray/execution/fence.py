@@ -57,6 +57,7 @@ class Fence:
         self._tainted: dict[int, frozenset[int]] = {}
         self._checked_at = float("-inf")
         self._is_wanted = False
+        self._may_grant = False
         self._asked_at = clock()
         self._floor = run.state.entry.seq
         self._published_at: dict[str, int] = {}
@@ -142,9 +143,12 @@ class Fence:
                 now = self._clock()
                 is_idle = self._book.is_idle(now) and now - self._asked_at > 3 * self._lease_s
                 if is_idle:
-                    self._is_wanted = False
+                    # Nobody gets a lease while the log is about to say that nobody has one.
+                    self._is_wanted = self._may_grant = False
             if is_idle:
                 run.commit(ServingClosed())
+        with self._lock:
+            self._may_grant = run.state.serving is not None
 
     def _acknowledged(self) -> list[Request]:
         run = self._run
@@ -257,7 +261,17 @@ class Fence:
             return asked.seen != -1
         if asked.tokens != self._known_tokens.digest or asked.seen != view.version:
             return True
-        return asked.position < min(max(self._wanted_position, self._floor), view.position)
+        return asked.position < min(max(self._wanted_position, self._floor), self._respected_by(asked.voting))
+
+    def _respected_by(self, voting: int) -> int:
+        """Up to where requests are respected by the voters of a view, without those that it has to drop."""
+        view, shown = self._view, self._shown.get(voting)
+        if view is None:
+            return -1
+        is_kept = self._run.spec.config.serving.fence == "keep-until-rebuilt"
+        if is_kept and shown is not None and shown.generation != view.generation:
+            return shown.position  # they drop nobody, and go on until what was published is loaded
+        return view.position
 
     def _granted(self, asked: Renewal, received_at: float, *, is_latest: bool) -> Lease:
         with self._lock:
@@ -267,7 +281,7 @@ class Fence:
             # The log has to say that there are leases before there is one. And nobody may answer from a view which
             # everybody else has dropped: not even for the moment that it takes to read this answer.
             # What the replica has told since counts, and not this question.
-            is_open = view is not None and self._run.state.serving is not None and is_latest
+            is_open = view is not None and self._may_grant and is_latest
             if is_open and asked.position >= self._floor:
                 lasts_s = self._book.renew(
                     asked.replica,
@@ -277,12 +291,12 @@ class Fence:
                     received_at=received_at,
                     now=now,
                 )
-            is_known = asked.voting == -1 or asked.voting in self._tainted
+            is_known = asked.voting == -1 or (asked.voting in self._tainted and asked.voting in self._shown)
             is_seen = view is not None and view.version == asked.seen and is_known
             return Lease(
                 held_s=now - received_at,
                 lasts_s=lasts_s,
-                position=-1 if view is None else view.position,
+                position=self._respected_by(asked.voting),
                 view=None if is_seen else view,
                 drop=self._tainted.get(asked.voting, frozenset()) if is_known else None,
                 is_published=view is not None,

@@ -55,6 +55,8 @@ class Keeper:
         self._seen: View | None = None
         self._loading: asyncio.Task[None] | None = None
         self._has_loaded = asyncio.Event()
+        self._first_serial = 0
+        """Of the view that votes now."""
         self._lingering: list[tuple[int, weakref.ref[Any]]] = []
         self.electorate: Electorate | None = None
         self.position = -1
@@ -98,7 +100,12 @@ class Keeper:
 
     def may_hand_off(self, electorate: Electorate) -> bool:
         """Whether what this electorate said may be handed out at this moment."""
-        return self._lease.is_valid(self._clock()) and self._lease.is_clean(electorate.serial)
+        if not (self._lease.is_valid(self._clock()) and self._lease.is_clean(electorate.serial)):
+            return False
+        if electorate.at_most is None or electorate.at_most >= self.position:
+            return True
+        # Others voted, who may have dropped since what they voted by: only they who vote in this view are known clean.
+        return self._seen is not None and all(v in self._seen.voters for v in electorate.voters)
 
     def give_up(self) -> None:
         """Nothing is handed out any more, also nothing that is being computed now."""
@@ -146,7 +153,10 @@ class Keeper:
             if drop:
                 self._install(electorate.without(drop))
                 self._lease.drop_before(self.electorate.serial)  # type: ignore[union-attr]
-            self.position = max(self.position, lease.position)
+            if lease.position > self.position:
+                # What was said is of those who vote now: passes of an earlier view that are under way are made anew.
+                self._lease.drop_before(self._first_serial)
+                self.position = lease.position
         # Only now: what the lease is for has been dropped.
         self._lease.grant(asked_at=asked_at, held_s=lease.held_s, lasts_s=lease.lasts_s)
         if self._loading is None and self._seen is not None and self._seen.version != self._loaded_version():
@@ -161,7 +171,8 @@ class Keeper:
             await self._switch(view)
         except SisaError as error:
             # Its checkpoints may have been purged meanwhile: ask for the latest view.
-            logger.warning("view %d cannot be loaded: %s", view.version, error)
+            # Its words alone: the error itself holds on to the models of this moment, for as long as the record lives.
+            logger.warning("view %d cannot be loaded: %s", view.version, str(error))
             self.problem = f"the models cannot be loaded: {error}"
             self._seen = None
             await asyncio.sleep(_PAUSE_S)
@@ -183,6 +194,7 @@ class Keeper:
             self.position = view.position if self._seen is None else self._seen.position
         elif before.stack is not fresh.stack:
             self._lingering.append((before.version, weakref.ref(before.stack)))
+        self._first_serial = fresh.serial
         self._install(fresh)
 
     def _install(self, electorate: Electorate) -> None:

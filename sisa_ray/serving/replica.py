@@ -23,6 +23,7 @@ from sisa_ray.serving.rows import RowReader
 logger = logging.getLogger("sisa_ray.serving")
 
 _NUM_TRIES = 5
+_PAUSE_S = 0.1
 _BLOCK = 1000
 """Answers in private mode that a replica takes from the budget at a time."""
 
@@ -106,8 +107,10 @@ class Predictor:
                 raise Problem(
                     422, "bad-rows", f"rows: the recipe cannot predict them ({type(error).__name__})"
                 ) from None
-            if self._keeper.may_hand_off(electorate):
+            if self._keeper.may_hand_off(voted):
                 return answer, voted
+            if voted.at_most is not None:
+                await asyncio.sleep(_PAUSE_S)  # those who voted are about to hear what this replica has heard
         raise unavailable(f"no answer can be given that is clean: {self._keeper.problem}", kind="fenced")
 
     def source_of(self, electorate: Electorate) -> Source:

@@ -1,4 +1,4 @@
-"""Leases, by simulation: who is fenced is in nothing that anybody can hand out; each way to break that shows."""
+"""Leases, by simulation: nobody can hand out what is fenced, and each way to break that shows."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pyarrow as pa
+
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import SisaError
 from sisa_ray.core.leases import boot_time
@@ -180,3 +182,21 @@ async def reaches(service: Service, name: str, *states: str, within_s: float = 3
         while (row := await follow(service, name))["state"] not in states:
             await asyncio.sleep(0.01)
     return row
+
+
+def arrow(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def is_problem(answer: Response, status: int, *words: str) -> None:
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json
+    assert document["status"] == status
+    assert document.keys() >= {"type", "title", "detail", "instance"}
+    for word in words:
+        assert word in document["detail"], document
