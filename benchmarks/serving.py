@@ -149,16 +149,25 @@ def write_bodies(directory: Path) -> pa.Table:
 
 
 @contextmanager
-def service(config: SisaConfig, name: str, prefix: str) -> Iterator[None]:
-    """The coordinator of a run, and a replica that answers under ``prefix``."""
+def ray_of_its_own() -> Iterator[None]:
+    """Ray on this machine, and HAProxy."""
+    os.environ.update(THROUGHPUT)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        yield
+    finally:
+        # All at once: HAProxy that is being told of a deletion would outlive its manager.
+        serve.shutdown()
+        ray.shutdown()
+
+
+def serve_run(config: SisaConfig, name: str, prefix: str) -> None:
+    """Start the coordinator of a run, and a replica that answers under ``prefix``."""
     hosting.start_coordinator(config)
     settings = ServeConfig(run=config.address, authentication=False, cpus_per_replica=0.5)
     serve.run(build_app(settings), name=name, route_prefix=prefix)
-    try:
-        yield
-    finally:
-        serve.delete(name)
-        hosting.stop_coordinator(config)
 
 
 def serve_nothing() -> None:
@@ -216,22 +225,23 @@ def ratios(directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
     bare = bare_torch(twenty, table)
     body = str(directory / "one.json")
     many, arrow = str(directory / "many.json"), str(directory / "many.arrow")
-    with service(one, "one", "/one"), service(twenty, "twenty", "/twenty"):
-        path = "/twenty/v1/predict"
-        measures: dict[str, Callable[[], dict[str, float]]] = {
-            "nothing": Calls(path="/nothing", body=body, seconds=seconds).measure,
-            "twenty": Calls(path=path, body=body, seconds=seconds).measure,
-            "one": Calls(path="/one/v1/predict", body=body, seconds=seconds).measure,
-            "bare_rows": lambda: bare(seconds),
-            "json_rows": lambda: Calls(path=path, body=many, seconds=seconds).measure(NUM_ROWS),
-            "arrow_rows": lambda: Calls(path=path, body=arrow, seconds=seconds, content_type=ARROW).measure(
-                NUM_ROWS
-            ),
-        }
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
-        for _ in range(rounds):
-            for name, measure in measures.items():
-                found[name].append(measure())
+    serve_run(one, "one", "/one")
+    serve_run(twenty, "twenty", "/twenty")
+    path = "/twenty/v1/predict"
+    measures: dict[str, Callable[[], dict[str, float]]] = {
+        "nothing": Calls(path="/nothing", body=body, seconds=seconds).measure,
+        "twenty": Calls(path=path, body=body, seconds=seconds).measure,
+        "one": Calls(path="/one/v1/predict", body=body, seconds=seconds).measure,
+        "bare_rows": lambda: bare(seconds),
+        "json_rows": lambda: Calls(path=path, body=many, seconds=seconds).measure(NUM_ROWS),
+        "arrow_rows": lambda: Calls(path=path, body=arrow, seconds=seconds, content_type=ARROW).measure(
+            NUM_ROWS
+        ),
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            found[name].append(measure())
     figures: dict[str, Any] = {
         name: {key: round(statistics.median(m[key] for m in measured), 2) for key in measured[0]}
         for name, measured in found.items()
@@ -272,24 +282,25 @@ def under_load(directory: Path, *, num_requests: int, over_s: float) -> dict[str
     ids = pq.read_table(config.data.train, columns=["id"])["id"]
     chosen = np.random.default_rng(7).choice(len(ids), num_requests, replace=False)
     base = "/v1/unlearning-requests"
-    with service(config, "forgetting", "/"):
-        calls = Calls(path="/v1/predict", body=str(directory / "one.json"), seconds=3600, records=True)
-        callers = calls.start()
-        try:
-            time.sleep(5)
-            started = time.monotonic()
-            filed = []
-            for number, person in enumerate(chosen):
-                time.sleep(max(0.0, started + number * over_s / num_requests - time.monotonic()))
-                filed.append(ask("POST", base, {"subjects": [str(ids[int(person)])]})["id"])
-            while ask("GET", "/v1/run")["num_closed"] < num_requests:
-                time.sleep(0.5)
-            erased_s = time.monotonic() - started
-            time.sleep(2)
-            load = os.getloadavg()[0]
-        finally:
-            callers.terminate()
-        found = result_of(callers)
+    serve_run(config, "forgetting", "/")
+    calls = Calls(path="/v1/predict", body=str(directory / "one.json"), seconds=3600, records=True)
+    callers = calls.start()
+    try:
+        time.sleep(5)
+        started = time.monotonic()
+        filed = []
+        for number, person in enumerate(chosen):
+            time.sleep(max(0.0, started + number * over_s / num_requests - time.monotonic()))
+            filed.append(ask("POST", base, {"subjects": [str(ids[int(person)])]})["id"])
+        while ask("GET", "/v1/run")["num_closed"] < num_requests:
+            time.sleep(0.5)
+        erased_s = time.monotonic() - started
+        time.sleep(2)
+        load = os.getloadavg()[0]
+    finally:
+        callers.terminate()
+    found = result_of(callers)
+    hosting.stop_coordinator(config)
     return judged(config, found, filed) | {"all_erased_after_s": round(erased_s, 1), "load": round(load, 2)}
 
 
@@ -368,21 +379,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         os.environ.setdefault("SISA_RAY_KEYRING", f"{directory}/keys")
-        os.environ.update(THROUGHPUT)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-            if args.part != "under-load":
+        if args.part != "under-load":
+            with ray_of_its_own():
                 show("ratios", ratios(directory, rounds=args.rounds, seconds=args.seconds))
-                serve.delete("nothing")
-            if args.part != "ratios":
+        if args.part != "ratios":
+            with ray_of_its_own():
                 found = under_load(directory, num_requests=args.requests, over_s=args.over)
-                show("under load", found)
-                is_bad = bool(found["failed"] or found["from_a_fenced_state"])
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+            show("under load", found)
+            is_bad = bool(found["failed"] or found["from_a_fenced_state"])
     sys.exit(1 if is_bad else 0)
 
 

@@ -122,6 +122,7 @@ async def ask(
     *,
     headers: dict[str, str] | None = None,
     query: str = "",
+    root_path: str = "",
 ) -> Response:
     """One HTTP request; ``body`` is JSON unless it is bytes."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
@@ -131,9 +132,9 @@ async def ask(
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
+        "path": root_path + path,
+        "raw_path": (root_path + path).encode(),
+        "root_path": root_path,
         "scheme": "http",
         "query_string": query.encode(),
         "headers": [(k.lower().encode(), v.encode()) for k, v in found.items() if v],

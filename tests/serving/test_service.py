@@ -13,7 +13,7 @@ import pytest
 
 from sisa_ray.core.config import SisaConfig
 from tests.execution.coordinators import running, trained
-from tests.serving.services import ROWS, Here, forget, predict, reaches, serving
+from tests.serving.services import ROWS, Here, ask, forget, predict, reaches, serving
 
 
 @pytest.fixture
@@ -62,3 +62,16 @@ class TestForgetting:
             run(story())
         finally:
             gc.enable()
+
+
+def test_a_service_answers_under_a_route_prefix(config: SisaConfig) -> None:
+    async def story() -> None:
+        with running(config) as one:
+            async with serving(config, Here(one)) as service:
+                body = {"rows": ROWS[:1]}
+                found = await ask(service.http, "POST", "/v1/predict", body, root_path="/digits")
+                assert (found.status, len(found.json["labels"])) == (200, 1)
+                found = await ask(service.http, "GET", "/v1/run", root_path="/digits")
+                assert (found.status, found.json["num_replicas"]) == (200, 1)
+
+    run(story())
