@@ -71,7 +71,26 @@ class Http:
         elif scope["path"] == scope.get("root_path", "") + PREDICT:
             await self._predict(scope, receive, send)
         else:
-            await self._others(scope, receive, send)
+            await self._pass_on(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What FastAPI answers; it would read a body of any size."""
+        headers = dict(scope["headers"])
+        try:
+            body = await read_body(receive, headers, self._max_body_bytes)
+        except Problem as problem:
+            await respond_problem(send, problem, request_id_of(headers))
+            return
+        is_read = False
+
+        async def receive_again() -> MutableMapping[str, Any]:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            is_read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._others(scope, receive_again, send)
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()

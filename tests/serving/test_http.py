@@ -162,6 +162,8 @@ class TestPredictionsOfBadInput:
             is_problem(await ask(service.http, "POST", "/v1/predict", large), 413, "bytes")
             hidden = await ask(service.http, "POST", "/v1/predict", large, headers={"content-length": ""})
             is_problem(hidden, 413, "bytes")
+            people = {"subjects": ["p" * 100] * 100}
+            is_problem(await ask(service.http, "POST", "/v1/unlearning-requests", people), 413, "bytes")
             is_problem(await ask(service.http, "GET", "/v1/predict"), 405)
             is_problem(await ask(service.http, "GET", "/v1/annabel"), 404)
 
