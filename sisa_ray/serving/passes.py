@@ -27,6 +27,8 @@ from sisa_ray.serving.electorate import Electorate
 _NUM_TRIES = 3
 _SHORT_S = 0.005
 """Passes up to so long are made on the event loop."""
+_TURNS = 4
+"""Turns of the event loop before a pass on it: callers whose requests are still being read share it, too."""
 
 Answer = dict[str, npt.NDArray[Any]]
 """Named arrays, the first dimension of each being the row."""
@@ -96,7 +98,7 @@ class Passes:
         if not self._is_scheduled:
             # After everybody who is being read now: they share a pass.
             self._is_scheduled = True
-            loop.call_soon(self._here)
+            loop.call_soon(self._in_turn, _TURNS)
         if len(futures) == 1:
             return await futures[0], electorate
         parts = await asyncio.gather(*futures)
@@ -106,6 +108,13 @@ class Passes:
         """End the thread after the pass at hand."""
         self._is_stopping = True
         self._news.set()
+
+    def _in_turn(self, turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns > 1:
+            loop.call_soon(self._in_turn, turns - 1)
+        else:
+            loop.call_soon(self._here)
 
     def _here(self) -> None:
         """On the event loop: a short pass, if the thread is not in the middle of one; else it is told."""
