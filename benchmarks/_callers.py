@@ -77,6 +77,8 @@ class Callers:
                 self.answers.append((sent_at, ended - started, int(position[1]), int(generation[1])))
             if started >= self._starts_at:
                 self.seconds.append(ended - started)
+            if b"\r\nconnection: close" in head:  # HAProxy was told of other replicas
+                return
 
 
 async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
