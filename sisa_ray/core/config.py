@@ -38,6 +38,7 @@ _LARGEST = 10**4000
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Parallel = Literal["ddp", "fsdp"]
 LoaderMode = Literal["auto", "resident", "streaming"]
 Batching = Literal["at_once", "size", "window", "deadline"]
 Aggregation = Literal["auto", "majority", "mean", "median", "size_weighted"]
@@ -134,6 +135,21 @@ class ArithmeticConfig(Section):
     threads: Annotated[int, whole_number(1, 256)] = 1
     precision: Annotated[Precision, one_of(Precision)] = "fp32"
     predict_batch_size: Annotated[int, whole_number(1, 65_536)] = 256
+    workers: Annotated[int, whole_number(1, 4096)] = 1
+    parallel: Annotated[Parallel, one_of(Parallel)] = "ddp"
+
+    @model_validator(mode="after")
+    def _can_be_parallel(self) -> ArithmeticConfig:
+        if self.parallel == "fsdp" and self.workers == 1:
+            raise ValueError(
+                "parallel is fsdp, which shares a model out, but workers is 1; set workers to 2 or more, or remove parallel"
+            )
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ValueError(
+                "precision is fp16, whose loss scaling has to see all gradients at once, and parallel is fsdp; "
+                "set precision to bf16, or parallel to ddp"
+            )
+        return self
 
 
 class ResourcesConfig(Section):
@@ -141,6 +157,8 @@ class ResourcesConfig(Section):
 
     gpus_per_shard: GpuShare = "auto"
     cpus_per_shard: PositiveNumber = 1.0
+    gpus_per_worker: GpuShare = "auto"
+    cpus_per_worker: PositiveNumber = 1.0
     loader: Annotated[LoaderMode, one_of(LoaderMode)] = "auto"
     ingest_in_memory_bytes: ByteSize = 2**30
 

@@ -113,6 +113,10 @@ class ExecutionError(SisaError):
     exit_code = 6
 
 
+class WorkerLost(ExecutionError):
+    """One of several workers of a shard died: the others are started again with it, from the last checkpoint."""
+
+
 class CertificateInvalid(SisaError):
     """A certificate or receipt does not hold: a verdict about the file, as ``verify`` has one about bits."""
 

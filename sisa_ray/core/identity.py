@@ -49,6 +49,8 @@ class Spec(BaseModel):
         """What two runs must share to have the same bits: columns, recipe, sisa, arithmetic (clause 9)."""
         config = self.config
         dumped = config.model_dump(mode="json")
+        # One worker is no gang: such runs are named as they were before there were any.
+        unused = () if config.arithmetic.workers > 1 else ("workers", "parallel")
         return {
             "data": {k: dumped["data"][k] for k in ("record_id", "subject_id", "columns")},
             "recipe": {**dumped["recipe"], "class": recipe_name(config.recipe.class_path)},
@@ -60,7 +62,7 @@ class Spec(BaseModel):
                 "seed": config.sisa.seed,
                 "order_buckets": config.sisa.order_buckets,
             },
-            "arithmetic": dumped["arithmetic"],
+            "arithmetic": {k: v for k, v in dumped["arithmetic"].items() if k not in unused},
         }
 
     @property

@@ -121,7 +121,7 @@ class Lineage:
 def wanted_checkpoints(spec: Spec, state: RunState) -> set[int]:
     """Stages whose checkpoints are to be kept."""
     config = spec.config
-    sizes = [ref.size_bytes for ref in state.stages.values()]
+    sizes = [ref.total_bytes for ref in state.stages.values()]
     return kept_stages(
         config.keep_checkpoints,
         num_stages=segments_of(spec, state)[-1].last,
@@ -220,7 +220,7 @@ def named_paths(spec: Spec, state: RunState) -> set[str]:
     named = {s.path for s in state.slices.values() if s.path}
     for ref in state.stages.values():
         if ref.path and ref.stage in kept and lineage.is_clean(ref):
-            named.add(ref.path)
+            named.update(ref.objects)
     # Once the slices are rewritten nobody needs to know who asked.
     named.update(path for path in state.payloads if state.needed_in(path))
     named.update(state.opened_payloads)

@@ -34,8 +34,20 @@ class SliceRef(_Frozen):
     size_bytes: int
 
 
+class PartRef(_Frozen):
+    """One object of a checkpoint that is stored in parts."""
+
+    path: str
+    file_digest: str
+    size_bytes: int
+
+
 class StageRef(_Frozen):
-    """One built stage. ``path`` is None where its checkpoint is not kept (its digests are)."""
+    """One built stage. ``path`` is None where its checkpoint is not kept (its digests are).
+
+    Where workers share the model out (FSDP), each stores its own part: ``path`` then is the index, which has the
+    digests of ``parts``, so that its own digest stands for all of them.
+    """
 
     shard: int
     stage: int
@@ -47,6 +59,18 @@ class StageRef(_Frozen):
     record_visits: int
     seconds: float
     platform: dict[str, str]
+    parts: tuple[PartRef, ...] = ()
+
+    @property
+    def objects(self) -> dict[str, int]:
+        """Paths of everything that is stored for the stage, and sizes in bytes."""
+        stored = {} if self.path is None else {self.path: self.size_bytes}
+        return stored | {part.path: part.size_bytes for part in self.parts}
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the checkpoint, its parts included."""
+        return self.size_bytes + sum(part.size_bytes for part in self.parts)
 
 
 class RunCreated(_Frozen):

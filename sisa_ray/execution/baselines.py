@@ -68,7 +68,7 @@ def baseline_in(session: Session, *, kind: BaselineKind = "full") -> BaselineRes
     try:
         quality = measure(run, session.workers, [(run.store, built[-1])])
     finally:
-        run.store.delete([ref.path for ref in built if ref.path])
+        run.store.delete([path for ref in built for path in ref.objects])
     return BaselineResult(
         address=run.address,
         kind=kind,

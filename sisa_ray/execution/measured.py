@@ -36,7 +36,7 @@ def measure(target: Target) -> Measured:
     return Measured(
         num_records=sum(ref.num_records for ref in run.state.slices.values()),
         epochs=str(run.spec.config.sisa.epochs),
-        checkpoint_bytes=max(ref.size_bytes for ref in stages),
+        checkpoint_bytes=max(ref.total_bytes for ref in stages),
         seconds_per_visit=seconds / sum(ref.record_visits for ref in stages),
         num_stages=len(stages),
     )

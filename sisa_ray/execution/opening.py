@@ -106,6 +106,11 @@ def _resolve(config: SisaConfig, there: Spec | None) -> Spec:
             class_path=config.recipe.class_path, args=config.recipe.args, search_dirs=dirs
         ).create(schema)
         batch_size, task, num_classes = recipe.batch_size, recipe.task, recipe.num_classes
+    if batch_size % arithmetic.workers:
+        raise ConfigError(
+            f"arithmetic.workers: is {arithmetic.workers}, but a step of this recipe takes {batch_size} rows "
+            "(batch_size), which cannot be split evenly over so many; choose a divisor of it, or another batch_size"
+        )
     spec = Spec(
         config=config,
         code=code,

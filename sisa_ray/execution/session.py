@@ -304,7 +304,7 @@ class Session:
                     f"{self.run.address}/{slice_ref.path}: the slice is gone or cut short and cannot be rebuilt from "
                     "the run; restore this object from a backup, or ingest the source table under another name"
                 )
-        lost = [ref for ref in self.run.state.stages.values() if ref.path in gone]
+        lost = [ref for ref in self.run.state.stages.values() if not gone.isdisjoint(ref.objects)]
         for ref in lost:
             self.report(
                 Notice(

@@ -24,7 +24,7 @@ from sisa_ray.execution.results import VerifyResult
 from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage import layout
-from sisa_ray.storage.checkpoints import read_checked
+from sisa_ray.storage.checkpoints import check_stored
 from sisa_ray.storage.mirror import check_mirror
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.purge import purge
@@ -186,7 +186,7 @@ class _Comparison:
             return f"{name}: has another stage key"
         if ref.path is not None:
             try:
-                read_checked(self._run.store, ref)
+                check_stored(self._run.store, ref)
             except IntegrityError as error:
                 return f"{name}: {error}"
         if ref.file_digest != other.file_digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 SPEC = "spec.json"
 LOG = "log/"
@@ -24,7 +25,8 @@ PERMANENT = (SPEC, LOG, SNAPSHOTS, CERTIFICATES, COORDINATOR)
 _NAME_DIGITS = 16
 
 _PARTIAL = re.compile(
-    r"/partial-(?P<key>[0-9a-f]{64})-(?P<step>\d{10})-(?P<digest>[0-9a-f]{64})\.safetensors$"
+    r"/partial-(?P<key>[0-9a-f]{64})-(?P<step>\d{10})-(?P<digest>[0-9a-f]{64})"
+    r"(?:-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors$"
 )
 
 
@@ -48,20 +50,48 @@ def checkpoint_path(shard: int, stage: int, attempt: str, key: str) -> str:
     return f"{_stage_prefix(shard, stage)}{attempt}/{key[:_NAME_DIGITS]}/state.safetensors"
 
 
+def part_path(index: str, part: int, num_parts: int) -> str:
+    """One part of the checkpoint whose index is at ``index``."""
+    return f"{index.rpartition('/')[0]}/state-{part:05d}-of-{num_parts:05d}.safetensors"
+
+
+def index_path(shard: int, stage: int, attempt: str, key: str) -> str:
+    """The index of a checkpoint that is stored in parts, which lie beside it."""
+    return f"{checkpoint_path(shard, stage, attempt, key)}.index.json"
+
+
 def partial_prefix(shard: int, stage: int) -> str:
     """All mid-stage checkpoints of one stage lie below this (beside its checkpoints)."""
     return _stage_prefix(shard, stage)
 
 
-def partial_path(shard: int, stage: int, attempt: str, *, key: str, step: int, digest: str) -> str:
-    """A mid-stage checkpoint. Its name carries all there is to know, so one object is payload and marker."""
-    return f"{_stage_prefix(shard, stage)}{attempt}/partial-{key}-{step:010d}-{digest}.safetensors"
+def partial_path(
+    shard: int, stage: int, attempt: str, *, key: str, step: int, digest: str, part: tuple[int, int] = (0, 1)
+) -> str:
+    """A mid-stage checkpoint, or one part of it: ``part`` is (which, of how many).
+
+    Its name carries all there is to know, so one object is payload and marker; parts are whole when all are there.
+    """
+    which = "-{:05d}-of-{:05d}".format(*part) if part[1] > 1 else ""
+    return f"{_stage_prefix(shard, stage)}{attempt}/partial-{key}-{step:010d}-{digest}{which}.safetensors"
 
 
-def parse_partial(path: str) -> tuple[str, int, str] | None:
-    """(stage key, step, file digest) of a mid-stage checkpoint's path, or None for other objects."""
+class PartialName(NamedTuple):
+    """What the path of a mid-stage checkpoint says: the stage's key, steps done, the file's digest, which part."""
+
+    key: str
+    step: int
+    digest: str
+    part: tuple[int, int]
+
+
+def parse_partial(path: str) -> PartialName | None:
+    """What a mid-stage checkpoint's path says, or None for other objects."""
     match = _PARTIAL.search(path)
-    return (match["key"], int(match["step"]), match["digest"]) if match else None
+    if match is None:
+        return None
+    part = (int(match["part"] or 0), int(match["parts"] or 1))
+    return PartialName(match["key"], int(match["step"]), match["digest"], part)
 
 
 def payload_path(name: str) -> str:

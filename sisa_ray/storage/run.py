@@ -291,6 +291,6 @@ def missing_objects(run: Run) -> list[str]:
     """Named objects that are gone or have another size than was committed: one listing, no reading."""
     listed = [*run.store.list(layout.DATA), *run.store.list(layout.CHECKPOINTS)]
     sizes = {info.path: info.size_bytes for info in listed}
-    named = [(ref.path, ref.size_bytes) for ref in run.state.slices.values()]
-    named += [(ref.path, ref.size_bytes) for ref in run.state.stages.values()]
-    return [path for path, size in named if path is not None and sizes.get(path) != size]
+    named = [(ref.path, ref.size_bytes) for ref in run.state.slices.values() if ref.path is not None]
+    named += [item for ref in run.state.stages.values() for item in ref.objects.items()]
+    return [path for path, size in named if sizes.get(path) != size]
