@@ -142,7 +142,8 @@ class ArithmeticConfig(Section):
     def _can_be_parallel(self) -> ArithmeticConfig:
         if self.parallel == "fsdp" and self.workers == 1:
             raise ValueError(
-                "parallel is fsdp, which shares a model out, but workers is 1; set workers to 2 or more, or remove parallel"
+                "parallel is fsdp, which shares a model out, but workers is 1; set workers to 2 or more, "
+                "or remove parallel"
             )
         if self.parallel == "fsdp" and self.precision == "fp16":
             raise ValueError(

@@ -126,10 +126,13 @@ def model_seed(*, seed: int, shard: int) -> int:
     return derive_seed(seed, "build", shard)
 
 
-def step_seeds(*, seed: int, shard: int, stage: int, first: int, last: int) -> list[int]:
-    """Seeds (63 bits) of the steps ``first..last-1`` of a stage."""
+def step_seeds(
+    *, seed: int, shard: int, stage: int, first: int, last: int, rank: int | None = None
+) -> list[int]:
+    """Seeds (63 bits) of the steps ``first..last-1`` of a stage; ``rank`` is for what one of several workers draws."""
     steps: UInt64Array = np.arange(first, last, dtype=np.uint64)
-    mixed: UInt64Array = mix64(derive_seed(seed, "step", shard, stage), steps) >> np.uint64(1)
+    own = () if rank is None else ("rank", rank)
+    mixed: UInt64Array = mix64(derive_seed(seed, "step", shard, stage, *own), steps) >> np.uint64(1)
     return [int(s) for s in mixed.tolist()]
 
 

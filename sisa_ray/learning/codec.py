@@ -11,14 +11,19 @@ path component        meaning
 ``#3``                integer key of a dict
 ``[3]`` / ``(3)``     item of a list / tuple
 suffix ``:float`` …   leaf that is no tensor: float, int, bool, str, none, or an empty dict, list, tuple
+suffix ``:rows``      this worker's rows of a tensor that workers share out by its first dimension
 ====================  =========================================
+
+Where workers share a model out, each has a part: its rows of what is shared out, and everything else.
+:func:`join` makes of all parts the bytes that one worker would have written.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -52,13 +57,55 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
 _EMPTY: dict[str, Any] = {"dict": dict, "list": list, "tuple": tuple}
 
 
+_ROWS = ":rows"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One worker's rows of a tensor that is shared out."""
+
+    tensor: torch.Tensor
+
+
 def encode(state: Mapping[str, Any]) -> bytes:
-    """The bytes of a state that is not empty.
+    """The bytes of a state that is not empty. Of a distributed tensor, the rows that are here.
 
     Raises:
         RecipeError: naming the entry that is no tensor, number, string, None, dict, list or tuple.
     """
-    leaves = sorted(_leaves(state, ()), key=lambda leaf: (-_RANKS[leaf[1].dtype], leaf[0]))
+    return _encode(_leaves(state, ()))
+
+
+def join(parts: Sequence[bytes]) -> bytes:
+    """The bytes of the whole state, from every worker's part in the order of ranks.
+
+    Raises:
+        IntegrityError: where a part is not what ``encode`` writes, or has other entries than the first one.
+    """
+    loaded = [_load(part) for part in parts]
+    names = loaded[0].keys()
+    if any(part.keys() != names for part in loaded):
+        raise IntegrityError("parts of a checkpoint do not have the same entries")
+    return _encode(
+        (name.removesuffix(_ROWS), torch.cat([part[name] for part in loaded]))
+        if name.endswith(_ROWS)
+        else (name, loaded[0][name])
+        for name in names
+    )
+
+
+def is_shared_out(name: str) -> bool:
+    """Whether an entry of a part is rows of a tensor that workers share out."""
+    return name.endswith(_ROWS)
+
+
+def take(data: bytes, *beginnings: str) -> bytes:
+    """The same state with those entries alone whose names begin so."""
+    return _encode((name, tensor) for name, tensor in _load(data).items() if name.startswith(beginnings))
+
+
+def _encode(entries: Iterable[tuple[str, torch.Tensor]]) -> bytes:
+    leaves = sorted(entries, key=lambda leaf: (-_RANKS[leaf[1].dtype], leaf[0]))
     header: dict[str, Any] = {}
     offset = 0
     for name, tensor in leaves:
@@ -124,7 +171,15 @@ def _load(data: bytes) -> dict[str, torch.Tensor]:
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of everything below ``path``."""
     name = "/".join(path)
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and (placements := getattr(value, "placements", None)) is not None:
+        # A DTensor: known by its attribute, since importing the class takes a second that few runs need.
+        if len(placements) != 1 or not placements[0].is_shard(0):
+            raise RecipeError(
+                f"state entry {name!r}: is shared out as {placements}, which cannot be saved; keep state laid "
+                "out like its parameter, or set arithmetic.parallel to ddp"
+            )
+        yield f"{name}{_ROWS}", value.to_local()  # type: ignore[attr-defined]
+    elif isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.device.type == "meta" or value.dtype not in _DTYPES:
             raise RecipeError(
                 f"state entry {name!r}: a {value.layout} tensor of {value.dtype} on {value.device.type} "
@@ -167,6 +222,8 @@ def _scalar(value: Any, name: str) -> tuple[str, torch.Tensor]:
 def _value(name: str, kind: str, tensor: torch.Tensor) -> Any:
     if not kind:
         return tensor
+    if f":{kind}" == _ROWS:
+        return Rows(tensor)
     if kind in _EMPTY:
         return _EMPTY[kind]()
     if kind == "none":

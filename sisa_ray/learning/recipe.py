@@ -41,7 +41,7 @@ import copy
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -131,6 +131,14 @@ class Recipe(ABC):
 
     def after_step(self, model: nn.Module) -> None:  # noqa: B027 - optional on purpose
         """Runs after every optimizer step, without gradients: for weight averages, kept in buffers."""
+
+    def fsdp_units(self, model: nn.Module) -> Iterable[nn.Module]:
+        """Modules whose parameters are gathered together where workers share the model out (``parallel: fsdp``).
+
+        What lies in none of them is one unit more. The layers of a deep model, say: then no more than a few of them
+        are whole at once. A parameter must not be in two units.
+        """
+        return ()
 
     def problems(self, columns: Mapping[str, pa.Array]) -> Iterator[tuple[int, str]]:
         """What ingest must refuse: (row within ``columns``, what is wrong), such as a label out of range.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,10 @@ from sisa_ray.core.config import ArithmeticConfig, Precision
 from sisa_ray.core.errors import IntegrityError, RecipeError
 from sisa_ray.learning import codec
 from sisa_ray.learning.arithmetic import applied, autocast_dtype, model_seed, seeder, step_seeds
+from sisa_ray.learning.building import build_model, load_optimizer
 from sisa_ray.learning.loader import Loader
 from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe
+from sisa_ray.learning.team import Buffers, Gradients, Team
 
 _PROGRESS_EVERY_S = 0.2
 _SEEDS_AT_ONCE = 4096
@@ -75,6 +77,7 @@ def train_stage(
     on_partial: Callable[[int, bytes], None] | None = None,
     partial_every_s: float = 60.0,
     on_progress: Callable[[int], None] | None = None,
+    team: Team | None = None,
 ) -> StageResult:
     """Train one stage. Uses the global generators and leaves them in some state.
 
@@ -83,6 +86,7 @@ def train_stage(
         resume: a mid-stage state of this very stage to go on from, instead of ``start``.
         on_partial: given (steps done, bytes of that state) every ``partial_every_s`` seconds; training waits.
         on_progress: given the steps done a few times a second, and after the last one.
+        team: the workers that train it together, each of which calls this; bytes then are this worker's part.
 
     Raises:
         RecipeError: where the recipe breaks the contract.
@@ -95,14 +99,16 @@ def train_stage(
     else:
         with applied(arithmetic) as device:
             saved = start if resume is None else resume.data
-            stage = _Stage(recipe, task, device, arithmetic.precision, saved)
+            stage = _Stage(recipe, task, device, arithmetic.precision, saved, team)
             if resume is not None and stage.first_step != resume.step:
                 raise IntegrityError(
                     f"a mid-stage checkpoint: is of step {stage.first_step}, not {resume.step}"
                 )
-            due = _Due(on_partial, partial_every_s, on_progress)
+            due = _Due(on_partial, partial_every_s, on_progress, team)
             last_loss = stage.train(data, due)
             state = stage.state()
+            if team is not None:
+                _check_same(team, stage.recipe, state)
     seconds = time.perf_counter() - began
     return StageResult(state=state, num_steps=task.num_steps, seconds=seconds, last_loss=last_loss)
 
@@ -116,7 +122,7 @@ def load_constituent(recipe: RecipeFactory, state: bytes, device: torch.device) 
     """
     saved = codec.decode(state)
     made = new_recipe(recipe)
-    return made, _build_model(made, int(saved["trainer"]["model_seed"]), saved, device).eval()
+    return made, build_model(made, int(saved["trainer"]["model_seed"]), saved, device).eval()
 
 
 class _Stage:
@@ -129,15 +135,16 @@ class _Stage:
         device: torch.device,
         precision: Precision,
         data: bytes | None,
+        team: Team | None,
     ) -> None:
         saved = None if data is None else codec.decode(data)
-        self.task = task
+        self.task, self.team = task, team
         self.model_seed = model_seed(seed=task.seed, shard=task.shard)
         if saved is not None and saved["trainer"]["model_seed"] != self.model_seed:
             raise IntegrityError(f"a checkpoint of another shard or seed was given to shard {task.shard}")
         self.recipe = new_recipe(recipe)
         self.seed_all = seeder(device)
-        self.model = _build_model(self.recipe, self.model_seed, saved, device)
+        self.model = build_model(self.recipe, self.model_seed, saved, device, team)
         self.optimizer = self.recipe.build_optimizer(self.model)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise RecipeError(
@@ -150,7 +157,7 @@ class _Stage:
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         self.first_step = 0
         if saved is not None:
-            _load_optimizer(self.optimizer, saved["optimizer"])
+            load_optimizer(self.optimizer, saved["optimizer"])
             if self.scaler is not None:
                 self.scaler.load_state_dict(saved["scaler"])
             self.first_step = saved["trainer"].get("step", 0)
@@ -177,13 +184,9 @@ class _Stage:
         augment = recipe.augment if _overrides(recipe, "augment") else None
         set_rate = self._set_learning_rate if _overrides(recipe, "learning_rate") else None
         after_step = torch.no_grad()(recipe.after_step) if _overrides(recipe, "after_step") else None
-        seed_all, zero_grad, forward, update = (
-            self.seed_all,
-            self._zero_grad(),
-            self._forward(),
-            self._update(),
-        )
-        clock = time.monotonic
+        seed_all, zero_grad, forward = self.seed_all, self._zero_grad(), self._forward()
+        update = self._update() if self.team is None else self._update_together(self.team)
+        is_due = due.is_due if self.team is None else due.is_due_for_all
         batches = data.batches(
             shard=task.shard,
             stage=task.stage,
@@ -191,14 +194,15 @@ class _Stage:
             first_step=self.first_step,
             last_step=task.num_steps,
         )
+        if self.team is not None:
+            batches = self.team.rows(batches)
         model.train()
         loss: torch.Tensor | None = None
         with closing(batches):
             for first in range(self.first_step, task.num_steps, _SEEDS_AT_ONCE):
                 last = min(first + _SEEDS_AT_ONCE, task.num_steps)
-                seeds = step_seeds(seed=task.seed, shard=task.shard, stage=task.stage, first=first, last=last)
-                for step, seed in enumerate(seeds, start=first):
-                    seed_all(seed)
+                for step, (own, common) in enumerate(self._seeds(first, last), start=first):
+                    seed_all(own)
                     batch = next(batches)
                     if augment is not None:
                         batch = augment(batch)
@@ -208,13 +212,22 @@ class _Stage:
                     loss = forward(batch)
                     if step == self.first_step:
                         _check_loss(recipe, loss)
-                    update(loss)
+                    update(loss, common)
                     if after_step is not None:
                         after_step(model)
-                    if clock() >= due.at:
+                    if is_due():
                         due.report(step + 1, self)
         due.finish(task.num_steps)
         return None if loss is None else loss.item()
+
+    def _seeds(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """For each step, the seed of what this worker draws, and that of what all of them draw alike."""
+        task, team = self.task, self.team
+        seeds = partial(
+            step_seeds, seed=task.seed, shard=task.shard, stage=task.stage, first=first, last=last
+        )
+        common = seeds()
+        return zip(common if team is None else seeds(rank=team.rank), common, strict=True)
 
     def _forward(self) -> Callable[[Batch], torch.Tensor]:
         """Batch to loss, under autocast if configured."""
@@ -229,15 +242,34 @@ class _Stage:
 
         return mixed
 
-    def _update(self) -> Callable[[torch.Tensor], None]:
+    def _update_together(self, team: Team) -> Callable[[torch.Tensor, int], None]:
+        """The same with the mean of all workers' gradients: after it all are seeded alike, and stay alike."""
+        optimizer, scaler, seed_all = self.optimizer, self.scaler, self.seed_all
+        gradients = Gradients(team, self._parameters())
+        buffers = Buffers(self.model)
+
+        def update(loss: torch.Tensor, seed: int) -> None:
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            gradients.reduce()
+            buffers.sync()
+            seed_all(seed)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+
+        return update
+
+    def _update(self) -> Callable[[torch.Tensor, int], None]:
         """Backward pass and optimizer step."""
         optimizer, scaler = self.optimizer, self.scaler
 
-        def plain(loss: torch.Tensor) -> None:
+        def plain(loss: torch.Tensor, _: int) -> None:
             loss.backward()
             optimizer.step()
 
-        def scaled(loss: torch.Tensor) -> None:
+        def scaled(loss: torch.Tensor, _: int) -> None:
             assert scaler is not None
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -249,14 +281,17 @@ class _Stage:
         """Drops all gradients; does by hand what ``Optimizer.zero_grad`` does in 30 times the time."""
         if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             return self.optimizer.zero_grad
-        grouped = (p for group in self.optimizer.param_groups for p in group["params"])
-        parameters = list(dict.fromkeys([*self.model.parameters(), *grouped]))
+        parameters = self._parameters()
 
         def drop() -> None:
             for parameter in parameters:
                 parameter.grad = None
 
         return drop
+
+    def _parameters(self) -> list[nn.Parameter]:
+        grouped = (p for group in self.optimizer.param_groups for p in group["params"])
+        return list(dict.fromkeys([*self.model.parameters(), *grouped]))
 
     def _set_learning_rate(self, step: int) -> None:
         task = self.task
@@ -276,21 +311,37 @@ class _Due:
         on_partial: Callable[[int, bytes], None] | None,
         partial_every_s: float,
         on_progress: Callable[[int], None] | None,
+        team: Team | None,
     ) -> None:
+        self._team = team
+        self._is_partial_due = False
         now = time.monotonic()
         self._on_partial, self._on_progress = on_partial, on_progress
         self._every_s = partial_every_s
-        self._partial_at = now + partial_every_s if on_partial else math.inf
+        self._partial_at = now + partial_every_s if on_partial or team else math.inf
         self._progress_at = now if on_progress else math.inf
         self.at = min(self._partial_at, self._progress_at)
+
+    def is_due(self) -> bool:
+        """Whether there is something to report."""
+        return time.monotonic() >= self.at
+
+    def is_due_for_all(self) -> bool:
+        """The same for one of several workers: all of them save a mid-stage state when worker 0's clock says so."""
+        assert self._team is not None
+        now = time.monotonic()
+        self._is_partial_due = self._team.agree(now >= self._partial_at)
+        return self._is_partial_due or now >= self._progress_at
 
     def report(self, step: int, stage: _Stage) -> None:
         """Report what is due after ``step`` steps."""
         if self._on_progress and time.monotonic() >= self._progress_at:
             self._on_progress(step)
             self._progress_at = time.monotonic() + _PROGRESS_EVERY_S
-        if self._on_partial and time.monotonic() >= self._partial_at:
-            if step < stage.task.num_steps:  # the stage's own checkpoint follows the last step
+        is_partial_due = self._is_partial_due if self._team else time.monotonic() >= self._partial_at
+        if is_partial_due:
+            # The stage's own checkpoint follows the last step.
+            if self._on_partial and step < stage.task.num_steps:
                 self._on_partial(step, stage.state(step))
             self._partial_at = time.monotonic() + self._every_s
         self.at = min(self._partial_at, self._progress_at)
@@ -299,50 +350,6 @@ class _Due:
         """The last step is always reported."""
         if self._on_progress:
             self._on_progress(num_steps)
-
-
-def _build_model(recipe: Recipe, seed: int, saved: dict[str, Any] | None, device: torch.device) -> nn.Module:
-    """A model initialised on the CPU under ``seed`` (for every device), then loaded, moved and laid out."""
-    seeder(device)(seed)
-    model = recipe.build_model()
-    name = f"recipe {type(recipe).__name__}.build_model"
-    if not isinstance(model, nn.Module):
-        raise RecipeError(f"{name}: must return a torch.nn.Module, not {type(model).__name__}")
-    if saved is not None:
-        # Filled into a state dict of this very model, which carries the versions of its modules' formats.
-        state = model.state_dict()
-        if changed := sorted(state.keys() ^ saved["model"].keys()):
-            raise RecipeError(
-                f"{name}: gave a model that the checkpoint does not fit: only one of them has {changed[0]!r}"
-            )
-        state.update(saved["model"])
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise RecipeError(f"{name}: gave a model that the checkpoint does not fit: {error}") from None
-    return model.to(device).to(memory_format=recipe.memory_format)  # type: ignore[call-overload,no-any-return]
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Restore the very tensors it had: torch's own loading casts them to the parameters' types."""
-    fresh = optimizer.state_dict()["param_groups"]
-    groups = [
-        {**group, "params": new["params"]} for group, new in zip(saved["param_groups"], fresh, strict=True)
-    ]
-    optimizer.load_state_dict({**saved, "param_groups": groups})
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, entries in saved["state"].items():
-        current = optimizer.state[parameters[index]]
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                current[name] = _laid_out_like(value, parameters[index], current[name].device)
-
-
-def _laid_out_like(value: torch.Tensor, parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A fresh copy with the parameter's strides, as an optimizer would have made it beside the parameter."""
-    if value.shape != parameter.shape:
-        return value.to(device, copy=True)
-    return torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
 
 
 def _overrides(recipe: Recipe, method: str) -> bool:
@@ -356,3 +363,15 @@ def _check_loss(recipe: Recipe, loss: object) -> None:
         raise RecipeError(f"{name}: must return a scalar tensor, not {got}; take the mean over the batch")
     if not loss.requires_grad:
         raise RecipeError(f"{name}: does not depend on any parameter that requires a gradient")
+
+
+def _check_same(team: Team, recipe: Recipe, state: bytes) -> None:
+    """What is not shared out must be the same on every worker: a recipe may tell them apart, unseen."""
+    mine = {name: d for name, d in codec.entry_digests(state).items() if not codec.is_shared_out(name)}
+    first, *others = team.gather(mine)
+    for rank, other in enumerate(others, start=1):
+        if name := codec.first_unequal(first, other):
+            raise RecipeError(
+                f"recipe {type(recipe).__name__}: {name} is another one on worker {rank} than on worker 0. What a "
+                "worker draws before the optimizer's step is its own; keep it out of parameters and state"
+            )

@@ -48,7 +48,8 @@ def check_stored(store: ObjectStore, ref: StageRef) -> None:
 def index_of(parts: tuple[PartRef, ...]) -> bytes:
     """The index of a checkpoint in parts: names beside it, digests and sizes, in order. The same for the same state."""
     listed = [
-        {"name": p.path.rpartition("/")[2], "sha256": p.file_digest, "size_bytes": p.size_bytes} for p in parts
+        {"name": p.path.rpartition("/")[2], "sha256": p.file_digest, "size_bytes": p.size_bytes}
+        for p in parts
     ]
     return canonical_json({"parts": listed})
 
@@ -132,7 +133,10 @@ class PartialStore:
         return data if file_digest(data) == digest else None
 
     def save(self, step: int, data: bytes, *, together: Callable[[], object] = lambda: None) -> None:
-        """Store the state after ``step`` and drop those before it, once ``together`` says that all have stored theirs."""
+        """Store the state after ``step`` and drop those before it.
+
+        ``together`` returns when the others have stored their parts.
+        """
         path = layout.partial_path(
             *self._place, self._attempt, key=self._key, step=step, digest=file_digest(data), part=self._part
         )

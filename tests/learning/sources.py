@@ -18,6 +18,7 @@ from sisa_ray.core.config import ArithmeticConfig, Precision
 from sisa_ray.core.order import buckets_of, record_hashes
 from sisa_ray.learning.loader import Loader, ResidentLoader, StreamingLoader
 from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec
+from sisa_ray.learning.team import Team
 from sisa_ray.learning.trainer import Partial, StageTask, train_stage
 
 WIDTH = 6
@@ -98,6 +99,7 @@ def train(
     settings: ArithmeticConfig | None = None,
     seed: int = SEED,
     shard: int = 0,
+    team: Team | None = None,
 ) -> bytes:
     """One stage; with ``on_partial`` a mid-stage state after every step."""
     return train_stage(
@@ -109,6 +111,7 @@ def train(
         resume=resume,
         on_partial=on_partial,
         partial_every_s=0.0,
+        team=team,
     ).state
 
 
