@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +26,22 @@ from sisa_ray.execution.logs import shard_log
 from sisa_ray.learning.arithmetic import platform_fingerprint
 from sisa_ray.learning.ensemble import predict_constituent
 from sisa_ray.learning.loader import Loader, make_loader
+from sisa_ray.learning.parts import read_constituent
 from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec
 from sisa_ray.learning.selfcheck import AloneHalf, ChainHalf, self_check_alone, self_check_chain
-from sisa_ray.learning.trainer import Partial, StageTask, train_stage
+from sisa_ray.learning.team import Team
+from sisa_ray.learning.trainer import Partial, StageResult, StageTask, train_stage
 from sisa_ray.storage import layout
-from sisa_ray.storage.checkpoints import PartialStore, StoredPartial, read_checked
+from sisa_ray.storage.checkpoints import PartialStore, read_checked
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.slices import open_slice
 from sisa_ray.storage.tables import SliceFile
 
 Floats = npt.NDArray[np.float64]
 
-_Emit = Callable[[ShardEvent | BaseException | None], None]
+Emit = Callable[[ShardEvent], object]
+
+_STOP_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ class ActorContext:
 
     spec: Spec
     search_path: tuple[str, ...]
+    gang: Gang | None = None
+    """How several workers are started; without it the actor trains by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +68,18 @@ class BuildJob:
         return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.columns)))
 
 
+Gang = Callable[[ActorContext, BuildJob, ShardPlan, Emit, threading.Event], None]
+"""Builds a plan with several workers; ended early once the event is set."""
+
+
 class ShardActor:
     """Runs in a process of its own, with a shard's CPUs and GPU to itself."""
 
     def __init__(self, context: ActorContext) -> None:
+        self._context = context
         self._spec = context.spec
+        self._stopping = threading.Event()
+        self._worker: threading.Thread | None = None
         # Only what is not there yet: the order of the worker's own path stays.
         sys.path.extend(p for p in context.search_path if p not in sys.path)
 
@@ -86,6 +100,8 @@ class ShardActor:
             RunConflict: where this node has other recipe code than the run's spec.
         """
         self._recipe.load()
+        if self._context.gang is not None:
+            return {}  # its workers compute, and may be elsewhere
         return platform_fingerprint(self._spec.config.arithmetic)
 
     def build(self, job: BuildJob, plan: ShardPlan) -> Iterator[ShardEvent]:
@@ -93,12 +109,19 @@ class ShardActor:
         events: queue.SimpleQueue[ShardEvent | BaseException | None] = queue.SimpleQueue()
         # The trainer blocks, so it has a thread of its own, and this one hands its events on.
         worker = threading.Thread(target=self._build_and_report, args=(job, plan, events.put), daemon=True)
+        self._worker = worker
         worker.start()
         while (event := events.get()) is not None:
             if isinstance(event, BaseException):
                 raise event
             yield event
         worker.join()
+
+    def stop(self) -> None:
+        """Give up the build in progress, if its workers are others than this: they end before it returns."""
+        self._stopping.set()
+        if self._worker is not None:
+            self._worker.join(_STOP_S)
 
     def self_check_chain(self, job: BuildJob, slices: Sequence[SliceRef]) -> ChainHalf:
         """The half of the self-check that goes through two stages in this process."""
@@ -127,13 +150,19 @@ class ShardActor:
 
     def predict(self, job: BuildJob, ref: StageRef, table: pa.Table) -> Floats:
         """What one constituent says about each row of ``table`` (role columns)."""
-        state = read_checked(job.store, ref)
+        state = read_constituent(job.store, ref)
         return predict_constituent(
             self._recipe.factory(job.schema), state, table, self._spec.config.arithmetic
         )
 
-    def _build_and_report(self, job: BuildJob, plan: ShardPlan, emit: _Emit) -> None:
+    def _build_and_report(
+        self, job: BuildJob, plan: ShardPlan, emit: Callable[[ShardEvent | BaseException | None], None]
+    ) -> None:
         try:
+            if self._context.gang is not None:
+                self._context.gang(self._context, job, plan, emit, self._stopping)
+                emit(None)
+                return
             with shard_log(self._spec.config.name, plan.shard) as logger:
                 logger.info("building stages %d to %d", plan.stages[0].stage, plan.stages[-1].stage)
                 self._build(job, plan, emit, logger)
@@ -142,7 +171,7 @@ class ShardActor:
         else:
             emit(None)
 
-    def _build(self, job: BuildJob, plan: ShardPlan, emit: _Emit, logger: logging.Logger) -> None:
+    def _build(self, job: BuildJob, plan: ShardPlan, emit: Emit, logger: logging.Logger) -> None:
         state: bytes | None = None
         if plan.start is not None:
             try:
@@ -162,8 +191,9 @@ class ShardActor:
                     job.store, shard=plan.shard, stage=stage.stage, key=stage.key, attempt=job.attempt
                 )
                 # Only the first stage of a plan can have been cut short by a crash.
-                resume = partials.latest() if number == 0 else None
-                state = self._train(plan.shard, stage, factory, loader, state, partials, resume, emit)
+                stored = partials.latest() if number == 0 else None
+                resume = Partial(step=stored.step, data=stored.data) if stored else None
+                state = self._train(plan.shard, stage, factory, loader, state, partials, resume, emit).state
                 seconds = time.monotonic() - started
                 rate = stage.num_steps / max(seconds, 1e-9)
                 logger.info(
@@ -195,13 +225,19 @@ class ShardActor:
         loader: Loader,
         start: bytes | None,
         partials: PartialStore,
-        resume: StoredPartial | None,
-        emit: _Emit,
-    ) -> bytes:
+        resume: Partial | None,
+        emit: Emit,
+        *,
+        team: Team | None = None,
+    ) -> StageResult:
+        save: Callable[[int, bytes], None] | None = partials.save
+        if team is not None:
+            save = _save_together(team, partials)
+
         def report(step: int) -> None:
             emit(StageProgress(shard=shard, stage=stage.stage, step=step, num_steps=stage.num_steps))
 
-        result = train_stage(
+        return train_stage(
             recipe=factory,
             data=loader,
             arithmetic=self._spec.config.arithmetic,
@@ -213,12 +249,12 @@ class ShardActor:
                 num_steps=stage.num_steps,
             ),
             start=start,
-            resume=Partial(step=resume.step, data=resume.data) if resume else None,
-            on_partial=partials.save,
+            resume=resume,
+            on_partial=save,
             partial_every_s=self._spec.config.partial_checkpoint_every_s,
             on_progress=report,
+            team=team,
         )
-        return result.state
 
     def _sources(self, job: BuildJob, slices: Sequence[SliceRef]) -> list[SliceFile]:
         num_buckets = self._spec.config.sisa.order_buckets
@@ -235,12 +271,19 @@ class ShardActor:
         )
 
 
+def _save_together(team: Team, partials: PartialStore) -> Callable[[int, bytes], None] | None:
+    """How a mid-stage state is saved by one of several workers: each its part, or worker 0 the whole."""
+    if team.shares_out:
+        return partial(partials.save, together=partial(team.gather, None))
+    return partials.save if team.rank == 0 else None
+
+
 def _path(shard: int, stage: StagePlan, attempt: str) -> str | None:
     return layout.checkpoint_path(shard, stage.stage, attempt, stage.key) if stage.keep else None
 
 
 def _store_checkpoint(
-    store: ObjectStore, ref: StageRef, state: bytes, partials: PartialStore, emit: _Emit
+    store: ObjectStore, ref: StageRef, state: bytes, partials: PartialStore, emit: Emit
 ) -> None:
     """Payload first, then the event that has it committed."""
     if ref.path is not None:

@@ -21,7 +21,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from sisa_ray.core.errors import ExecutionError, SisaError
+from sisa_ray.core.errors import ExecutionError, SisaError, WorkerLost
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, ShardActor
 from sisa_ray.execution.events import Notice, OnEvent, ShardEvent, StageFinished, StageProgress
@@ -91,29 +91,35 @@ class ShardPool:
         Raises:
             ExecutionError: where no node could ever hold one; says what the nodes have.
         """
-        fits = 0
-        seen = []
-        for node in ray.nodes():
-            if not node["Alive"]:
-                continue
-            cpus, gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
-            seen.append(f"{cpus:g} CPUs and {gpus:g} GPUs")
-            by_gpu = gpus / self._num_gpus if self._num_gpus else float("inf")
-            fits += int(min(cpus / self._num_cpus, by_gpu))
+        return self._num_actors()
+
+    def _num_actors(self) -> int:
+        """Actors that the cluster can hold."""
+        fits, seen = count_places(self._num_cpus, self._num_gpus)
         if fits == 0:
             raise ExecutionError(
                 f"resources: a shard needs cpus_per_shard={self._num_cpus:g} and gpus_per_shard={self._num_gpus:g}, "
-                f"but no node of the cluster has them (nodes: {'; '.join(seen) or 'none'}); "
-                "ask for less, or add such a node"
+                f"but no node of the cluster has them (nodes: {seen}); ask for less, or add such a node"
             )
         return fits
+
+    def _new_actor(self) -> Any:
+        return _REMOTE.options(num_cpus=self._num_cpus, num_gpus=self._num_gpus).remote(self._context)
+
+    def _kill(self, actor: Any) -> None:
+        """End an actor that is at work."""
+        ray.kill(actor)
+
+    def prepare(self, num_shards: int) -> None:
+        """Have actors loading for so many shards."""
+        self.start(num_shards)
 
     def start(self, num_actors: int) -> None:
         """Have ``num_actors`` actors free or loading, as far as there are slots."""
         free = len(self._idle) + len(self._starting)
-        missing = min(num_actors - free, self.num_slots() - free - len(self._busy))
+        missing = min(num_actors - free, self._num_actors() - free - len(self._busy))
         for _ in range(missing):
-            actor = _REMOTE.options(num_cpus=self._num_cpus, num_gpus=self._num_gpus).remote(self._context)
+            actor = self._new_actor()
             self._starting[actor.ready.remote()] = actor
 
     def take(self, *, fresh: bool = False) -> Any:
@@ -209,7 +215,7 @@ class ShardPool:
     def _end(self, stream: Any, replan: Replan) -> ShardPlan | None:
         """End the actor behind a stream; what its shard lacks now."""
         work = self._busy.pop(stream)
-        ray.kill(work.actor)
+        self._kill(work.actor)
         return replan(work.plan.shard)
 
     def share(self, value: object) -> Any:
@@ -248,7 +254,7 @@ class ShardPool:
     def release(self) -> None:
         """End every actor and give its resources back."""
         for work in self._busy.values():
-            ray.kill(work.actor)
+            self._kill(work.actor)
         # Whoever is idle ends by itself once nobody holds it, and without an alarm in Ray's logs.
         self._idle.clear()
         self._starting.clear()
@@ -281,6 +287,11 @@ class ShardPool:
             return replan(shard)
         except RayTaskError as error:
             del self._busy[stream]
+            if isinstance(error.cause, WorkerLost):  # the actor itself is well
+                self._idle.append(work.actor)
+                self._count_death(shard, error.cause)
+                self.on_event(Notice(text=f"shard {shard}: a worker died; going on from the last checkpoint"))
+                return replan(shard)
             ray.kill(work.actor)
             raise _cause(error, shard) from None
         if isinstance(event, (StageFinished, StageProgress)):
@@ -307,6 +318,20 @@ class ShardPool:
 
 
 _REMOTE: Any = ray.remote(ShardActor)
+
+
+def count_places(num_cpus: float, num_gpus: float) -> tuple[int, str]:
+    """How many processes that need so much the cluster has room for, and what its nodes have."""
+    fits = 0
+    seen = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        cpus, gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
+        seen.append(f"{cpus:g} CPUs and {gpus:g} GPUs")
+        by_gpu = gpus / num_gpus if num_gpus else float("inf")
+        fits += int(min(cpus / num_cpus, by_gpu))
+    return fits, "; ".join(seen) or "none"
 
 
 def _cause(error: RayTaskError, shard: int | None) -> SisaError:

@@ -217,7 +217,7 @@ class Session:
         run = self.run
         self._say("starting shard actors")
         pool = self.workers.pool(run.spec, self.report)
-        pool.start(len(plans))
+        pool.prepare(len(plans))
         job = BuildJob(store=run.store, columns=run.state.columns, attempt=self.attempt)
         if not self._replica:
             platform = self_check(run, pool, job)

@@ -12,6 +12,7 @@ import ray
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.actor import ActorContext
 from sisa_ray.execution.events import OnEvent, ignore
+from sisa_ray.execution.gang_pool import GangPool
 from sisa_ray.execution.pool import ShardPool
 
 
@@ -69,7 +70,8 @@ class Workers:
             if gpus == "auto":
                 gpus = 1.0 if config.arithmetic.device == "cuda" else 0.0
             context = ActorContext(spec=spec, search_path=(*spec.code_dirs, *sys.path))
-            self._pool = ShardPool(
+            kind = GangPool if config.arithmetic.workers > 1 else ShardPool
+            self._pool = kind(
                 context, num_cpus=config.resources.cpus_per_shard, num_gpus=gpus, on_event=on_event
             )
         self._pool.on_event = on_event

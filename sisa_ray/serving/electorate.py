@@ -10,10 +10,10 @@ import pyarrow as pa
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.view import View, Voter
 from sisa_ray.learning.arithmetic import resolved_device
+from sisa_ray.learning.parts import read_constituent
 from sisa_ray.learning.passes import probe_batch
 from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec, new_recipe
 from sisa_ray.learning.stacked import StackedModel
-from sisa_ray.storage.checkpoints import read_checked
 from sisa_ray.storage.objects import ObjectStore
 
 _PROBE_ROWS = 8
@@ -125,7 +125,7 @@ class ModelLoader:
         return StackedModel.build(self._recipe, states, config.arithmetic, probe=probe)
 
     def _read(self, voter: Voter | None) -> bytes | None:
-        return None if voter is None else read_checked(self._store, voter.ref)
+        return None if voter is None else read_constituent(self._store, voter.ref)
 
 
 def without_models(view: View, before: Electorate | None) -> Electorate:

@@ -21,7 +21,7 @@ class InlinePool:
     def num_slots(self) -> int:
         return 1
 
-    def start(self, num_actors: int) -> None:
+    def prepare(self, num_shards: int) -> None:
         pass
 
     def take(self, *, fresh: bool = False) -> ShardActor:

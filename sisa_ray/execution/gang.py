@@ -1,0 +1,169 @@
+"""Several workers for one shard, through Ray Train: started together, ended together, and started again by our pool.
+
+Ray Train schedules the workers as a gang and makes them a process group. It is given no storage: what it would
+keep there (checkpoints, and the metrics reported with them) is ours to keep, and so it writes nothing that a purge
+would have to find. It restarts nothing either: a gang that loses a worker ends, and the pool starts the shard anew
+from its last committed or mid-stage checkpoint, as it does with an actor that died.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import fsspec
+import ray
+import torch.distributed as dist
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray import train
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from sisa_ray.core.errors import ExecutionError, SisaError, WorkerLost
+from sisa_ray.core.identity import Spec
+from sisa_ray.core.planner import ShardPlan
+from sisa_ray.execution.actor import ActorContext, BuildJob, Emit
+from sisa_ray.execution.events import ShardEvent
+from sisa_ray.execution.gang_worker import GangWorker
+
+_POLL_S = 0.1
+_RUN_CONFIG: Any = train.RunConfig  # typed as it was before Ray Train V2
+
+_SETTINGS = {
+    # Read in the process that calls fit(): workers stay in their directory, and a death is noticed within a second.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Other workers' output is theirs.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+NCCL = {
+    "NCCL_ALGO": "Ring",
+    "NCCL_PROTO": "Simple",
+    "NCCL_MIN_NCHANNELS": "4",
+    "NCCL_MAX_NCHANNELS": "4",
+    "NCCL_NVLS_ENABLE": "0",
+    "NCCL_COLLNET_ENABLE": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""What NCCL is held to, though no sum is left to it: see :mod:`sisa_ray.learning.team`."""
+
+
+def gang_resources(spec: Spec) -> dict[str, float]:
+    """What each worker of a shard occupies."""
+    resources = spec.config.resources
+    gpus = resources.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if spec.config.arithmetic.device == "cuda" else 0.0
+    return {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+def run_gang(
+    context: ActorContext, job: BuildJob, plan: ShardPlan, emit: Emit, stopping: threading.Event
+) -> None:
+    """Build the stages of ``plan`` with the workers that the spec asks for. It waits for room for all of them.
+
+    Raises:
+        WorkerLost: where a worker died, or ``stopping`` was set.
+        SisaError: what the recipe or its data did wrong.
+    """
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+    board = _BOARD.options(num_cpus=0).remote()
+    spec = context.spec
+    resources = gang_resources(spec)
+    has_gpu = "GPU" in resources
+    trainer = TorchTrainer(
+        partial(_work, context, job, plan, board),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if has_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=spec.config.arithmetic.workers, use_gpu=has_gpu, resources_per_worker=resources
+        ),
+        run_config=_RUN_CONFIG(
+            name=f"sisa_ray-{spec.config.name}-shard-{plan.shard:05d}",
+            storage_path="/nowhere",
+            storage_filesystem=PyFileSystem(FSSpecHandler(fsspec.filesystem("memory"))),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": NCCL} if has_gpu else None,
+        ),
+    )
+    with ThreadPoolExecutor(1, thread_name_prefix="gang") as threads:
+        fit = threads.submit(trainer.fit)
+        while not fit.done():
+            _pass_on(board, emit, stop=stopping.is_set())
+            time.sleep(_POLL_S)
+        errors = _pass_on(board, emit)
+        problem = fit.exception()
+    if problem is None:
+        return
+    own = [errors[rank] for rank in sorted(errors) if not _is_loss(errors[rank])]
+    if not own:
+        raise WorkerLost(f"shard {plan.shard}: {str(problem).strip().splitlines()[-1]}")
+    raise own[0] if isinstance(own[0], SisaError) else _of_recipe(own[0], plan.shard)
+
+
+def _work(context: ActorContext, job: BuildJob, plan: ShardPlan, board: Any) -> None:
+    """What Ray Train runs on every worker."""
+
+    def post(event: ShardEvent) -> None:
+        if ray.get(board.post.remote(event)):
+            raise WorkerLost("the build was given up")
+
+    try:
+        GangWorker(context).work(job, plan, post)
+    except BaseException as error:
+        # Ray Train would wrap it, and the first to be seen may be one whose neighbour was lost.
+        ray.get(board.fail.remote(dist.get_rank(), error))
+        raise
+
+
+class _Board:
+    """Where workers say what happens, and read whether to go on: an actor, since none of them calls the other."""
+
+    def __init__(self) -> None:
+        self._events: list[ShardEvent] = []
+        self._errors: dict[int, BaseException] = {}
+        self._is_stopped = False
+
+    def post(self, event: ShardEvent) -> bool:
+        self._events.append(event)
+        return self._is_stopped
+
+    def fail(self, rank: int, error: BaseException) -> None:
+        self._errors[rank] = error
+
+    def take(self, stop: bool) -> tuple[list[ShardEvent], dict[int, BaseException]]:
+        self._is_stopped = self._is_stopped or stop
+        events, self._events = self._events, []
+        return events, self._errors
+
+
+_BOARD: Any = ray.remote(_Board)
+
+
+def _pass_on(board: Any, emit: Emit, *, stop: bool = False) -> dict[int, BaseException]:
+    """Emit what was posted since the last time; the errors so far, by rank."""
+    try:
+        events, errors = ray.get(board.take.remote(stop))
+    except RayActorError as error:
+        raise WorkerLost(f"the board of a gang died: {error}") from None
+    for event in events:
+        emit(event)
+    found: dict[int, BaseException] = errors
+    return found
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a worker says no more than that another one is gone: gloo has no error of its own, NCCL has."""
+    return isinstance(error, (WorkerLost, dist.DistError)) or "gloo" in str(error)
+
+
+def _of_recipe(error: BaseException, shard: int) -> ExecutionError:
+    return ExecutionError(
+        f"shard {shard}: the recipe or its training failed with {type(error).__name__}: {error}"
+    )
