@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, Emit
 from sisa_ray.execution.events import ShardEvent
 from sisa_ray.execution.gang_worker import GangWorker
+from sisa_ray.execution.logs import shard_log
 
 _POLL_S = 0.1
 _RUN_CONFIG: Any = train.RunConfig  # typed as it was before Ray Train V2
@@ -114,11 +116,16 @@ def _work(context: ActorContext, job: BuildJob, plan: ShardPlan, board: Any) -> 
         if ray.get(board.post.remote(event)):
             raise WorkerLost("the build was given up")
 
+    rank = dist.get_rank()
     try:
-        GangWorker(context).work(job, plan, post)
+        with shard_log(context.spec.config.name, plan.shard) if rank == 0 else nullcontext() as logger:
+            if logger is not None:
+                stages = plan.stages[0].stage, plan.stages[-1].stage
+                logger.info("building stages %d to %d with %d workers", *stages, dist.get_world_size())
+            GangWorker(context).work(job, plan, post)
     except BaseException as error:
         # Ray Train would wrap it, and the first to be seen may be one whose neighbour was lost.
-        ray.get(board.fail.remote(dist.get_rank(), error))
+        ray.get(board.fail.remote(rank, error))
         raise
 
 

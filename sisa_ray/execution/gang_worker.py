@@ -9,8 +9,7 @@ from sisa_ray.core.keys import file_digest
 from sisa_ray.core.planner import ShardPlan, StagePlan
 from sisa_ray.core.records import PartRef, StageRef
 from sisa_ray.execution.actor import BuildJob, ShardActor
-from sisa_ray.execution.events import CheckpointBroken, ShardEvent, StageFinished
-from sisa_ray.execution.logs import shard_log
+from sisa_ray.execution.events import CheckpointBroken, ShardEvent, StageFinished, ignore
 from sisa_ray.learning.arithmetic import platform_fingerprint
 from sisa_ray.learning.team import Team
 from sisa_ray.learning.trainer import Partial
@@ -25,14 +24,7 @@ class GangWorker(ShardActor):
         """Build the stages of ``plan``; worker 0 posts what happens, a finished stage once it is durable."""
         team = Team(self._spec.config.arithmetic.parallel)
         if team.rank:
-            self._work(team, job, plan, lambda _: None)
-            return
-        with shard_log(self._spec.config.name, plan.shard) as logger:
-            stages = plan.stages[0].stage, plan.stages[-1].stage
-            logger.info("building stages %d to %d with %d workers", *stages, team.size)
-            self._work(team, job, plan, post)
-
-    def _work(self, team: Team, job: BuildJob, plan: ShardPlan, post: Callable[[ShardEvent], object]) -> None:
+            post = ignore
         state: bytes | None = None
         if plan.start is not None:
             state, problem = _read_start(team, job, plan.start)

@@ -2,55 +2,81 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp  # once, and not in every process that is forked
+
+from sisa_ray.core.errors import WorkerLost
+from sisa_ray.core.planner import ShardPlan
+from sisa_ray.execution.actor import ActorContext, BuildJob, Emit
+from sisa_ray.execution.gang_worker import GangWorker
 
 T = TypeVar("T")
 _PATIENCE_S = 120.0
+_NOTICE_S = 1.0
+
+living: list[int] = []
+"""Processes of the gang at work, in the order of ranks: for those who kill."""
 
 
-class WorkerDied(Exception):
-    """A worker ended without an answer."""
+def forked_gang(
+    context: ActorContext, job: BuildJob, plan: ShardPlan, emit: Emit, stopping: threading.Event
+) -> None:
+    """What :func:`sisa_ray.execution.gang.run_gang` promises, on this machine alone."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def hear() -> None:
+        while receiver.poll():
+            emit(receiver.recv())
+
+    with receiver, sender:
+        run_gang(
+            context.spec.config.arithmetic.workers,
+            lambda: GangWorker(context).work(job, plan, sender.send),
+            meanwhile=hear,
+        )
 
 
-def run_gang(size: int, work: Callable[[], T]) -> list[T]:
+def run_gang(size: int, work: Callable[[], T], *, meanwhile: Callable[[], None] = lambda: None) -> list[T]:
     """``work`` in ``size`` processes that are one process group; their answers in the order of ranks.
 
     Raises:
-        WorkerDied: where one was killed.
+        WorkerLost: where one was killed.
         Exception: what the first of them raised that is no consequence of another's end.
     """
     with tempfile.TemporaryDirectory() as place:
-        children = [_fork(rank, size, work, Path(place)) for rank in range(size)]
+        living[:] = [_fork(rank, size, work, Path(place)) for rank in range(size)]
         try:
-            statuses = _wait(children)
+            _wait(living, meanwhile)
         finally:
-            for pid in children:
+            for pid in living:
                 _end(pid)
+            living.clear()
         answers = [_answer(Path(place) / str(rank)) for rank in range(size)]
     errors = [a for a in answers if isinstance(a, BaseException)]
-    own = [e for e in errors if "gloo" not in str(e).lower()]
-    if any(os.WIFSIGNALED(status) for status in statuses if status is not None) and not own:
-        raise WorkerDied("a worker was killed")
     if errors:
-        raise (own or errors)[0]
-    return [a for a in answers if not isinstance(a, BaseException)]
+        own = [e for e in errors if not isinstance(e, WorkerLost) and "gloo" not in str(e)]
+        raise own[0] if own else WorkerLost("a worker was killed")
+    return cast(list[T], answers)
 
 
 def _fork(rank: int, size: int, work: Callable[[], T], place: Path) -> int:
-    pid = os.fork()
+    with warnings.catch_warnings(action="ignore"):  # other threads of the parent only wait
+        pid = os.fork()
     if pid:
         return pid
-    # Threads do not survive a fork: nothing here may wait for one of the parent's.
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=size)
@@ -62,8 +88,8 @@ def _fork(rank: int, size: int, work: Callable[[], T], place: Path) -> int:
     os._exit(isinstance(answer, BaseException))
 
 
-def _wait(children: list[int]) -> list[int | None]:
-    """Exit statuses; once one has failed, the others get a moment to notice."""
+def _wait(children: list[int], meanwhile: Callable[[], None]) -> None:
+    """Until all have ended; once one has failed, the others get a moment to notice."""
     statuses: dict[int, int] = {}
     deadline = time.monotonic() + _PATIENCE_S
     while len(statuses) < len(children) and time.monotonic() < deadline:
@@ -71,9 +97,10 @@ def _wait(children: list[int]) -> list[int | None]:
             if pid not in statuses and (found := os.waitpid(pid, os.WNOHANG))[0]:
                 statuses[pid] = found[1]
                 if found[1]:
-                    deadline = min(deadline, time.monotonic() + 1.0)
+                    deadline = min(deadline, time.monotonic() + _NOTICE_S)
+        meanwhile()
         time.sleep(0.002)
-    return [statuses.get(pid) for pid in children]
+    meanwhile()
 
 
 def _end(pid: int) -> None:
@@ -85,4 +112,4 @@ def _end(pid: int) -> None:
 
 
 def _answer(path: Path) -> object:
-    return pickle.loads(path.read_bytes()) if path.exists() else WorkerDied("a worker left no answer")
+    return pickle.loads(path.read_bytes()) if path.exists() else WorkerLost("a worker left no answer")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
+from sisa_ray.core.errors import WorkerLost
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, ShardActor
 from sisa_ray.execution.events import OnEvent, ShardEvent
 from sisa_ray.execution.workers import Workers
+from tests.support.gang import forked_gang
 
 
 class InlinePool:
@@ -17,6 +21,8 @@ class InlinePool:
 
     def __init__(self, spec: Spec) -> None:
         self._context = ActorContext(spec=spec, search_path=())
+        gang = forked_gang if spec.config.arithmetic.workers > 1 else None
+        self._owner = replace(self._context, gang=gang)
 
     def num_slots(self) -> int:
         return 1
@@ -56,8 +62,9 @@ class InlinePool:
             poll({})
             plan: ShardPlan | None = first
             while plan is not None:
-                for event in ShardActor(self._context).build(job, plan):
-                    handle(event)
+                with suppress(WorkerLost):  # as the pool does: what is missing is planned anew
+                    for event in ShardActor(self._owner).build(job, plan):
+                        handle(event)
                 plan = replan(plan.shard)
 
 
