@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint format type test-sim test-mnist test-crash test-serving test-slow bench clean
+.PHONY: help demo test lint format type test-sim test-mnist test-crash test-serving test-gang test-slow bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ test-crash: $(READY) ## SIGKILL at every point of a run's life, and what is left
 
 test-serving: $(READY) ## Replicas, coordinator, storage and proxy killed and frozen under a service (slow)
 	$(PYTEST) -m slow -s tests/serving
+
+test-gang: $(READY) ## Shards of two and four workers on Ray Train, killed inside a stage (slow)
+	$(PYTEST) -m slow tests/execution/test_gang.py tests/execution/test_gang_ray.py
 
 test-slow: $(READY) ## Every slow test
 	$(PYTEST) -m slow

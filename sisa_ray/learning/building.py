@@ -29,8 +29,7 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise RecipeError(f"{name}: must return a torch.nn.Module, not {type(model).__name__}")
     if team is not None and team.shares_out:
-        model.to(device)
-        team.share_out(recipe, model)
+        team.share_out(recipe, model, device)
     if saved is not None:
         _load_model(name, model, saved["model"])
     if team is not None and team.shares_out:

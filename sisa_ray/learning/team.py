@@ -74,8 +74,10 @@ class Team:
         pairs = zip(texts, lengths, strict=True)
         return [json.loads(bytes(said[: int(length)].tolist())) for said, length in pairs]
 
-    def share_out(self, recipe: Recipe, model: nn.Module) -> None:
-        """Leave this worker its rows of every parameter of ``model``, unit by unit (``Recipe.fsdp_units``).
+    def share_out(self, recipe: Recipe, model: nn.Module, device: torch.device) -> None:
+        """Leave this worker, on ``device``, its rows of every parameter of ``model``.
+
+        They are moved unit by unit (``Recipe.fsdp_units``): the device holds no more than one that is whole.
 
         Raises:
             RecipeError: where a parameter cannot be shared out.
@@ -89,7 +91,6 @@ class Team:
                 f"{name}.memory_format: is {recipe.memory_format}, but fsdp shares out contiguous parameters alone; "
                 "remove it, or set arithmetic.parallel to ddp"
             )
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         mesh = DeviceMesh(device.type, list(range(self.size)))
         try:
             for unit in [*recipe.fsdp_units(model), model]:

@@ -77,6 +77,6 @@ def _unnamed(run: Run, listed: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         if info.path.startswith(layout.PERMANENT) or info.path in named:
             continue
         partial = layout.parse_partial(info.path)
-        if partial is None or partial[0] not in partials:
+        if partial is None or partial.key not in partials:
             doomed.append(info)
     return doomed

@@ -15,21 +15,21 @@ from sisa_ray.learning.arithmetic import applied, autocast_dtype, model_seed, se
 from sisa_ray.learning.recipe import Batch, RecipeFactory, new_recipe
 from sisa_ray.learning.team import Team
 from sisa_ray.learning.trainer import Partial, load_constituent
+from tests.learning.goldens import check_golden
 from tests.learning.recipes import DropoutAdam, Plain
 from tests.learning.sources import CPU, SEED, arithmetic, load, make_slices, recipe, train
 from tests.learning.stages import SIZES, of
 from tests.support.gang import run_gang
 
 NUM_STEPS = 6
-NAMES = ["DropoutAdam", "Conv"]
+NAMES = ["DropoutAdam", "Conv", "Noisy"]
 PARALLEL: list[Parallel] = ["ddp", "fsdp"]
 
 
 def one_by_one(
-    name: str, size: int, precision: Precision = "fp32", stage: int = 1
+    make: RecipeFactory, size: int, precision: Precision, stage: int = 1
 ) -> dict[str, torch.Tensor]:
     """The model after a stage: each worker's gradient by itself, then added in the order of ranks."""
-    make = recipe(name, batch_size=8)
     data = load(make_slices(SIZES), make)
     with applied(arithmetic(precision=precision)):
         made = new_recipe(make)
@@ -88,9 +88,10 @@ def together(make: RecipeFactory, size: int, parallel: Parallel, **given: Any) -
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_workers_compute_what_one_would_for_each_in_turn(name: str, size: int, precision: Precision) -> None:
-    states = together(recipe(name, batch_size=8), size, "ddp", settings=arithmetic(precision=precision))
+    make = of(Noisy, batch_size=8) if name == "Noisy" else recipe(name, batch_size=8)
+    states = together(make, size, "ddp", settings=arithmetic(precision=precision))
     assert len(set(states)) == 1
-    model, expected = codec.decode(states[0])["model"], one_by_one(name, size, precision)
+    model, expected = codec.decode(states[0])["model"], one_by_one(make, size, precision)
     assert {key: tensor.tolist() for key, tensor in model.items()} == {
         key: tensor.tolist() for key, tensor in expected.items()
     }
@@ -128,6 +129,12 @@ def test_cut_at_any_step_and_resumed_is_undisturbed(
 
     for whole, resumed in run_gang(size, work):
         assert set(resumed) == {whole}
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_golden(parallel: Parallel) -> None:
+    states = together(of(Norm, batch_size=8), 2, parallel)
+    check_golden(f"two workers, {parallel}", codec.join(states) if parallel == "fsdp" else states[0])
 
 
 def test_another_number_of_workers_or_the_other_way_round_is_another_result() -> None:
@@ -169,6 +176,14 @@ class Norm(DropoutAdam):
     def fsdp_units(self, model: nn.Module) -> list[nn.Module]:
         assert isinstance(model, nn.Sequential)
         return [model[0]]
+
+
+class Noisy(DropoutAdam):
+    """Draws after every step, which must be the same for all."""
+
+    def after_step(self, model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
 
 
 class Sometimes(Plain):
