@@ -20,11 +20,14 @@ from sisa_ray.core.fields import (
     GpuShare,
     KeepCheckpoints,
     KeepField,
+    Labels,
+    NonNegativeNumber,
     OptionalFraction,
     OptionalText,
     PositiveFraction,
     PositiveNumber,
     ScheduleField,
+    SlotLimit,
     Text,
     is_text,
     one_of,
@@ -39,6 +42,7 @@ _LARGEST = 10**4000
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Parallel = Literal["ddp", "fsdp"]
+Strategy = Literal["pack", "spread"]
 LoaderMode = Literal["auto", "resident", "streaming"]
 Batching = Literal["at_once", "size", "window", "deadline"]
 Aggregation = Literal["auto", "majority", "mean", "median", "size_weighted"]
@@ -154,14 +158,28 @@ class ArithmeticConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What a shard occupies while it trains. Circumstances: never part of a key."""
+    """What a shard occupies while it trains, and where. Circumstances: never part of a key."""
 
     gpus_per_shard: GpuShare = "auto"
     cpus_per_shard: PositiveNumber = 1.0
     gpus_per_worker: GpuShare = "auto"
     cpus_per_worker: PositiveNumber = 1.0
+    accelerator_type: OptionalText = None
+    labels: Labels = Field(default_factory=dict)
+    strategy: Annotated[Strategy, one_of(Strategy)] = "pack"
+    max_slots: SlotLimit = "auto"
+    wait_for_nodes_s: NonNegativeNumber = 0.0
     loader: Annotated[LoaderMode, one_of(LoaderMode)] = "auto"
     ingest_in_memory_bytes: ByteSize = 2**30
+
+    @model_validator(mode="after")
+    def _accelerates_something(self) -> ResourcesConfig:
+        if self.accelerator_type is not None and self.gpus_per_shard == 0:
+            raise ValueError(
+                f"accelerator_type is {self.accelerator_type}, but gpus_per_shard is 0; ask for a GPU, or pin shards "
+                "without one by labels"
+            )
+        return self
 
 
 class UnlearningConfig(Section):

@@ -23,6 +23,9 @@ _BYTE_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 # Bounded, so that nobody waits for 1e999999999; what is read can be written as a fraction and read again.
 _DECIMAL = r"(?:\d{1,1000}(?:\.\d{0,1000})?|\.\d{1,1000})(?:[eE][+-]?\d{1,3})?"
 _EXACT = re.compile(rf"\s*[+-]?(?:\d{{1,4000}}/\d{{1,4000}}|{_DECIMAL})\s*")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_NAME = re.compile(rf"(?:[a-z0-9](?:[a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL}")
+_LABEL_SELECTOR = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(?:, ?{_LABEL})*\)")
 _MAX_SHOWN = 80
 _MAX_DEPTH = 32
 
@@ -105,6 +108,17 @@ def _to_positive(value: object) -> float:
 
 
 PositiveNumber = Annotated[float, BeforeValidator(_to_positive)]
+
+
+def _to_non_negative(value: object) -> float:
+    if is_number(value):
+        assert isinstance(value, (int, float))
+        if 0 <= value < 1e300:
+            return float(value)
+    raise ValueError(f"must be zero or a positive, finite number, not {shown(value)}")
+
+
+NonNegativeNumber = Annotated[float, BeforeValidator(_to_non_negative)]
 
 
 def one_of(literal: Any) -> BeforeValidator:
@@ -231,6 +245,45 @@ def _to_gpus(value: object) -> object:
 
 
 GpuShare = Annotated[Literal["auto"] | float, BeforeValidator(_to_gpus)]
+
+
+def _to_slot_limit(value: object) -> object:
+    if value == "auto":
+        return value
+    if is_number(value):
+        assert isinstance(value, (int, float))
+        if value == int(value) and 1 <= value <= 100_000:
+            return int(value)
+    raise ValueError(f"must be auto or a whole number from 1 to 100000, not {shown(value)}")
+
+
+SlotLimit = Annotated[Literal["auto"] | int, BeforeValidator(_to_slot_limit)]
+
+
+def _to_labels(value: object) -> dict[str, str]:
+    """Label selectors in the form of Ray's own, which are Kubernetes': checked here, so that nothing starts."""
+    if isinstance(value, Mapping):
+        return {str(name): _to_selector(name, value[name]) for name in sorted(value, key=str)}
+    raise ValueError(
+        f"must map labels of nodes to values, such as {{ray.io/market-type: on-demand}}, not {shown(value)}"
+    )
+
+
+def _to_selector(name: object, wanted: object) -> str:
+    if not isinstance(name, str) or not _LABEL_NAME.fullmatch(name):
+        raise ValueError(
+            f"label {shown(name)} must be a name of letters, digits, '-', '_' and '.', 63 at most, or one behind "
+            "a domain and '/'; rename it"
+        )
+    if isinstance(wanted, str) and _LABEL_SELECTOR.fullmatch(wanted):
+        return wanted
+    fix = "; put it in quotes" if isinstance(wanted, (bool, int, float)) else ""
+    raise ValueError(
+        f"label {name!r} must have a value such as a, '!a', 'in(a, b)' or '!in(a, b)', not {shown(wanted)}{fix}"
+    )
+
+
+Labels = Annotated[dict[str, str], BeforeValidator(_to_labels)]
 
 
 def _to_columns(value: object) -> dict[str, str | tuple[str, ...]]:

@@ -22,11 +22,11 @@ import torch.distributed as dist
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sisa_ray.core.errors import ExecutionError, SisaError, WorkerLost
-from sisa_ray.core.identity import Spec
+from sisa_ray.core.placement import worker_slot_of
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, Emit
 from sisa_ray.execution.events import ShardEvent
@@ -34,7 +34,8 @@ from sisa_ray.execution.gang_worker import GangWorker
 from sisa_ray.execution.logs import shard_log
 
 _POLL_S = 0.1
-_RUN_CONFIG: Any = train.RunConfig  # typed as it was before Ray Train V2
+_RUN_CONFIG: Any = train.RunConfig  # typed as they were before Ray Train V2
+_SCALING_CONFIG: Any = train.ScalingConfig
 
 _SETTINGS = {
     # Read in the process that calls fit(): workers stay in their directory, and a death is noticed within a second.
@@ -57,15 +58,6 @@ NCCL = {
 """What NCCL is held to, though no sum is left to it: see :mod:`sisa_ray.learning.team`."""
 
 
-def gang_resources(spec: Spec) -> dict[str, float]:
-    """What each worker of a shard occupies."""
-    resources = spec.config.resources
-    gpus = resources.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if spec.config.arithmetic.device == "cuda" else 0.0
-    return {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-
-
 def run_gang(
     context: ActorContext, job: BuildJob, plan: ShardPlan, emit: Emit, stopping: threading.Event
 ) -> None:
@@ -78,13 +70,19 @@ def run_gang(
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     board = _BOARD.options(num_cpus=0).remote()
     spec = context.spec
-    resources = gang_resources(spec)
-    has_gpu = "GPU" in resources
+    slot, config = worker_slot_of(spec.config), spec.config
+    has_gpu = slot.num_gpus > 0
+    each = {"CPU": slot.num_cpus} | ({"GPU": slot.num_gpus} if has_gpu else {})
     trainer = TorchTrainer(
         partial(_work, context, job, plan, board),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if has_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=spec.config.arithmetic.workers, use_gpu=has_gpu, resources_per_worker=resources
+        scaling_config=_SCALING_CONFIG(
+            num_workers=config.arithmetic.workers,
+            use_gpu=has_gpu,
+            resources_per_worker=each,
+            placement_strategy="SPREAD" if config.resources.strategy == "spread" else "PACK",
+            accelerator_type=slot.accelerator_type,
+            label_selector=dict(slot.labels) or None,
         ),
         run_config=_RUN_CONFIG(
             name=f"sisa_ray-{spec.config.name}-shard-{plan.shard:05d}",

@@ -10,12 +10,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from sisa_ray.core.errors import ExecutionError
+from sisa_ray.core.placement import Platform, worker_slot_of
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, ShardActor
 from sisa_ray.execution.events import OnEvent
-from sisa_ray.execution.gang import gang_resources, run_gang
-from sisa_ray.execution.pool import OnShardEvent, Poll, Replan, ShardPool, count_places, no_news
+from sisa_ray.execution.gang import run_gang
+from sisa_ray.execution.pool import OnShardEvent, Poll, Replan, ShardPool, no_news
+from sisa_ray.execution.room import Room
 
 _STOP_S = 60.0
 
@@ -23,8 +24,8 @@ _STOP_S = 60.0
 class GangPool(ShardPool):
     """A :class:`ShardPool` whose shards are built by gangs; the self-check and predictions are single calls."""
 
-    def __init__(self, context: ActorContext, *, num_cpus: float, num_gpus: float, on_event: OnEvent) -> None:
-        super().__init__(context, num_cpus=num_cpus, num_gpus=num_gpus, on_event=on_event)
+    def __init__(self, context: ActorContext, *, on_event: OnEvent) -> None:
+        super().__init__(context, on_event=on_event)
         self._owners = _Owners(context, on_event=on_event)
 
     def num_slots(self) -> int:
@@ -35,7 +36,7 @@ class GangPool(ShardPool):
         """
         return self._owners.num_slots()
 
-    def prepare(self, num_shards: int) -> None:
+    def prepare(self, num_shards: int, *, after: Sequence[Platform | None] = ()) -> None:
         """Nothing: workers are started with a shard, and owners in no time."""
 
     def build(
@@ -62,21 +63,11 @@ class _Owners(ShardPool):
     """Actors that start a shard's workers and pass on what they say."""
 
     def __init__(self, context: ActorContext, *, on_event: OnEvent) -> None:
-        super().__init__(replace(context, gang=run_gang), num_cpus=0, num_gpus=0, on_event=on_event)
+        config = context.spec.config
+        room = Room(worker_slot_of(config), config.resources, num_each=config.arithmetic.workers)
+        super().__init__(replace(context, gang=run_gang), on_event=on_event, room=room)
 
-    def _num_actors(self) -> int:
-        spec = self._context.spec
-        num_workers, each = spec.config.arithmetic.workers, gang_resources(spec)
-        places, seen = count_places(each["CPU"], each.get("GPU", 0.0))
-        if places < num_workers:
-            raise ExecutionError(
-                f"arithmetic.workers: a shard needs {num_workers} workers at once, each with "
-                f"cpus_per_worker={each['CPU']:g} and gpus_per_worker={each.get('GPU', 0):g}, but the cluster has room "
-                f"for {places} (nodes: {seen}); add nodes, or make a run with fewer workers"
-            )
-        return places // num_workers
-
-    def _new_actor(self) -> Any:
+    def _new_actor(self, after: Platform | None) -> Any:
         # Two at once: whoever builds can be told to stop.
         return _OWNER.options(num_cpus=0, num_gpus=0, max_concurrency=2).remote(self._context)
 

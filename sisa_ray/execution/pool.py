@@ -1,16 +1,19 @@
 """The pool of shard actors: all calls into Ray for training go through here.
 
 An actor owns a shard while there is work for it. With fewer slots than shards, shards queue for the actors
-that exist; actors are released when nothing is left, so that idle clusters give their GPUs back.
+that exist. Never more actors are asked for than shards wait, and those that nothing waits for are let go of, so
+that idle clusters give their GPUs back. Actors that fit nowhere yet stay asked for: an autoscaler sees them.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import ray
 from ray.exceptions import (
@@ -22,13 +25,18 @@ from ray.exceptions import (
 )
 
 from sisa_ray.core.errors import ExecutionError, SisaError, WorkerLost
+from sisa_ray.core.placement import ACCELERATOR_LABEL, Platform, kind_for, next_match, slot_of
 from sisa_ray.core.planner import ShardPlan
-from sisa_ray.execution.actor import ActorContext, BuildJob, ShardActor
+from sisa_ray.execution.actor import ActorContext, BuildJob
 from sisa_ray.execution.events import Notice, OnEvent, ShardEvent, StageFinished, StageProgress
+from sisa_ray.execution.room import Room
+from sisa_ray.execution.shell import ShardShell
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_SPARE_S = 10.0
+"""Seconds after which an actor that nothing waits for is let go of while others are still at work."""
 _MAX_DEATHS_WITHOUT_PROGRESS = 5
 _NO_SHARD = -1
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, OutOfMemoryError)
@@ -69,14 +77,19 @@ class _Busy:
 class ShardPool:
     """Shard actors of one run. Use as a context manager: leaving it releases every actor."""
 
-    def __init__(self, context: ActorContext, *, num_cpus: float, num_gpus: float, on_event: OnEvent) -> None:
+    def __init__(self, context: ActorContext, *, on_event: OnEvent, room: Room | None = None) -> None:
+        config = context.spec.config
         self._context = context
-        self._num_cpus = num_cpus
-        self._num_gpus = num_gpus
+        self._room = room or Room(slot_of(config), config.resources)
         self.on_event = on_event
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, _Busy] = {}
+        self._platforms: WeakKeyDictionary[Any, Platform] = WeakKeyDictionary()
+        """Where each actor is, or was asked to be."""
+        self._shared_context: list[Any] | None = None
+        self._needed_at = time.monotonic()
+        """When something last waited for an actor."""
         self._deaths: dict[int, int] = {}
 
     def __enter__(self) -> ShardPool:
@@ -89,54 +102,81 @@ class ShardPool:
         """Shards that the cluster, as it is now, can train side by side.
 
         Raises:
-            ExecutionError: where no node could ever hold one; says what the nodes have.
+            ExecutionError: where no node could ever hold one, and none is to come; says what the nodes have.
         """
-        return self._num_actors()
+        return self._room.num_slots()
 
-    def _num_actors(self) -> int:
-        """Actors that the cluster can hold."""
-        fits, seen = count_places(self._num_cpus, self._num_gpus)
-        if fits == 0:
-            raise ExecutionError(
-                f"resources: a shard needs cpus_per_shard={self._num_cpus:g} and gpus_per_shard={self._num_gpus:g}, "
-                f"but no node of the cluster has them (nodes: {seen}); ask for less, or add such a node"
-            )
-        return fits
+    def prepare(self, num_shards: int, *, after: Sequence[Platform | None] = ()) -> None:
+        """Have actors loading for so many shards; see :meth:`start`."""
+        self.start(num_shards, after=after)
 
-    def _new_actor(self) -> Any:
-        return _REMOTE.options(num_cpus=self._num_cpus, num_gpus=self._num_gpus).remote(self._context)
+    def start(self, num_actors: int, *, after: Sequence[Platform | None] = (), num_busy: int = 0) -> None:
+        """Have ``num_actors`` actors free or asked for, as far as there are slots.
+
+        Args:
+            num_actors: as many as there is work for.
+            after: where what they are to go on from was computed, as far as that is known.
+            num_busy: actors at work of whom the pool itself does not know.
+
+        Raises:
+            ExecutionError: where there is no node for any, for longer than the run waits for one.
+        """
+        free = len(self._idle) + len(self._starting)
+        num_live = free + len(self._busy) + num_busy
+        for number in range(free, min(num_actors, free + self._room.num_slots() - num_live)):
+            actor = self._new_actor(after[number] if number < len(after) else None)
+            self._starting[actor.ready.remote()] = actor
+        if self._starting and not (self._idle or self._busy or num_busy):
+            self._room.wait_for_nodes(self.on_event)
+
+    def _new_actor(self, after: Platform | None) -> Any:
+        """Ask for an actor, on a device such as ``after`` names where the cluster has one."""
+        resources, slot = self._context.spec.config.resources, self._room.slot
+        labels = dict(slot.labels)
+        kind = kind_for(after, slot, self._room.nodes()) if after is not None else None
+        if kind is not None:
+            labels.setdefault(ACCELERATOR_LABEL, kind)
+        if self._shared_context is None:
+            self._shared_context = [ray.put(self._context)]
+        actor = _REMOTE.options(
+            num_cpus=slot.num_cpus,
+            num_gpus=slot.num_gpus,
+            accelerator_type=slot.accelerator_type,
+            label_selector=labels,
+            scheduling_strategy="SPREAD" if resources.strategy == "spread" else "DEFAULT",
+        ).remote(self._shared_context)
+        if after is not None and kind is not None:
+            self._platforms[actor] = after
+        return actor
 
     def _kill(self, actor: Any) -> None:
         """End an actor that is at work."""
         ray.kill(actor)
 
-    def prepare(self, num_shards: int) -> None:
-        """Have actors loading for so many shards."""
-        self.start(num_shards)
-
-    def start(self, num_actors: int) -> None:
-        """Have ``num_actors`` actors free or loading, as far as there are slots."""
-        free = len(self._idle) + len(self._starting)
-        missing = min(num_actors - free, self._num_actors() - free - len(self._busy))
-        for _ in range(missing):
-            actor = self._new_actor()
-            self._starting[actor.ready.remote()] = actor
+    def _spare(self, num_waiting: int) -> None:
+        """Let go of actors that nothing waits for: those still asked for at once, those that are free in a while."""
+        while self._starting and len(self._starting) + len(self._idle) > num_waiting:
+            self._starting.popitem()
+        if num_waiting:
+            self._needed_at = time.monotonic()
+        elif time.monotonic() - self._needed_at > _SPARE_S:
+            self._idle.clear()
 
     def take(self, *, fresh: bool = False) -> Any:
         """An actor for a single call; give it back with :meth:`give`. ``fresh``: one that has not trained."""
-        if fresh and not self._starting:
-            self.start(len(self._idle) + 1)
-            if not self._starting:  # every slot is taken: a new process needs one of them
-                ray.kill(self._idle.pop())
-                self.start(len(self._idle) + 1)
         if self._idle and not fresh:
             return self._idle.pop()
+        asked_at = time.monotonic()
         while True:
+            if fresh and self._idle and (not self._starting or time.monotonic() - asked_at > _SPARE_S):
+                # A new process needs a slot; this one may have the last.
+                ray.kill(self._idle.pop())
             self.start(len(self._idle) + 1)
-            ready, _ = ray.wait(list(self._starting), num_returns=1)
-            actor = self._admit(ready[0])
-            if actor is not None:
-                return actor
+            ready, _ = ray.wait(list(self._starting), num_returns=1, timeout=_POLL_S)
+            for item in ready:
+                actor = self._admit(item)
+                if actor is not None:
+                    return actor
 
     def give(self, actor: Any) -> None:
         """Return an actor."""
@@ -179,9 +219,9 @@ class ShardPool:
                 waiting = deque(self._changed(changes, waiting, replan))
             if not (waiting or self._busy):
                 return
-            self.start(len(waiting))
-            while waiting and self._idle:
-                actor, plan = self._idle.pop(), waiting.popleft()
+            self._spare(len(waiting))
+            self.start(len(waiting), after=[_after(plan) for plan in waiting])
+            for actor, plan in self._matched(waiting):
                 stream = actor.build.options(num_returns="streaming").remote(job, plan)
                 self._busy[stream] = _Busy(actor, plan)
             ready, _ = ray.wait(
@@ -194,6 +234,21 @@ class ShardPool:
                 again = self._advance(item, handle, replan)
                 if again is not None:
                     waiting.appendleft(again)
+
+    def _matched(self, waiting: deque[ShardPlan]) -> Iterator[tuple[Any, ShardPlan]]:
+        """Actors that are free, each with the plan to build next; takes both off their lists."""
+        while waiting and self._idle:
+            at_work = [*self._starting.values(), *(work.actor for work in self._busy.values())]
+            match = next_match(
+                [_after(plan) for plan in waiting],
+                [self._platforms.get(actor, {}) for actor in self._idle],
+                [self._platforms.get(actor, {}) for actor in at_work],
+            )
+            if match is None:
+                return
+            plan = waiting[match[0]]
+            del waiting[match[0]]
+            yield self._idle.pop(match[1]), plan
 
     def _changed(self, changes: Changes, waiting: Iterable[ShardPlan], replan: Replan) -> Iterator[ShardPlan]:
         """The plans that wait after ``changes``; work in progress that is not wanted any more ends."""
@@ -232,7 +287,8 @@ class ShardPool:
         waiting = deque(range(len(calls)))
         running: dict[Any, tuple[Any, int]] = {}
         while waiting or running:
-            self.start(len(waiting))
+            self._spare(len(waiting))
+            self.start(len(waiting), num_busy=len(running))
             while waiting and self._idle:
                 actor, number = self._idle.pop(), waiting.popleft()
                 running[getattr(actor, method).remote(*calls[number])] = (actor, number)
@@ -259,12 +315,13 @@ class ShardPool:
         self._idle.clear()
         self._starting.clear()
         self._busy.clear()
+        self._room.leave()
 
     def _admit(self, ready: Any) -> Any | None:
         """An actor that has loaded, or None if it died of that."""
         actor = self._starting.pop(ready)
         try:
-            self._get(ready)
+            self._platforms[actor] = self._get(ready)
         except _DEATHS as error:
             self._count_death(_NO_SHARD, error)
             return None
@@ -317,21 +374,12 @@ class ShardPool:
             raise _cause(error, None) from None
 
 
-_REMOTE: Any = ray.remote(ShardActor)
+_REMOTE: Any = ray.remote(ShardShell)
 
 
-def count_places(num_cpus: float, num_gpus: float) -> tuple[int, str]:
-    """How many processes that need so much the cluster has room for, and what its nodes have."""
-    fits = 0
-    seen = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        cpus, gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
-        seen.append(f"{cpus:g} CPUs and {gpus:g} GPUs")
-        by_gpu = gpus / num_gpus if num_gpus else float("inf")
-        fits += int(min(cpus / num_cpus, by_gpu))
-    return fits, "; ".join(seen) or "none"
+def _after(plan: ShardPlan) -> Platform | None:
+    """Where the checkpoint was computed from which a plan goes on."""
+    return None if plan.start is None else plan.start.platform
 
 
 def _cause(error: RayTaskError, shard: int | None) -> SisaError:

@@ -65,15 +65,9 @@ class Workers:
         if self._pool is None:
             ensure_ray()
             self._spec = spec
-            config = spec.config
-            gpus = config.resources.gpus_per_shard
-            if gpus == "auto":
-                gpus = 1.0 if config.arithmetic.device == "cuda" else 0.0
             context = ActorContext(spec=spec, search_path=(*spec.code_dirs, *sys.path))
-            kind = GangPool if config.arithmetic.workers > 1 else ShardPool
-            self._pool = kind(
-                context, num_cpus=config.resources.cpus_per_shard, num_gpus=gpus, on_event=on_event
-            )
+            kind = GangPool if spec.config.arithmetic.workers > 1 else ShardPool
+            self._pool = kind(context, on_event=on_event)
         self._pool.on_event = on_event
         return self._pool
 
