@@ -22,7 +22,7 @@ from sisa_ray.core.errors import IntegrityError, RecipeError
 from sisa_ray.learning import codec
 from sisa_ray.learning.arithmetic import applied, autocast_dtype, model_seed, seeder, step_seeds
 from sisa_ray.learning.loader import Loader
-from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe
+from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe, overrides
 
 _PROGRESS_EVERY_S = 0.2
 _SEEDS_AT_ONCE = 4096
@@ -174,9 +174,9 @@ class _Stage:
         """Make the remaining steps; the last loss, if there was any step."""
         task, recipe, model = self.task, self.recipe, self.model
         # Everything optional is decided here: with small batches, microseconds in the loop count.
-        augment = recipe.augment if _overrides(recipe, "augment") else None
-        set_rate = self._set_learning_rate if _overrides(recipe, "learning_rate") else None
-        after_step = torch.no_grad()(recipe.after_step) if _overrides(recipe, "after_step") else None
+        augment = recipe.augment if overrides(recipe, "augment") else None
+        set_rate = self._set_learning_rate if overrides(recipe, "learning_rate") else None
+        after_step = torch.no_grad()(recipe.after_step) if overrides(recipe, "after_step") else None
         seed_all, zero_grad, forward, update = (
             self.seed_all,
             self._zero_grad(),
@@ -343,10 +343,6 @@ def _laid_out_like(value: torch.Tensor, parameter: torch.Tensor, device: torch.d
     if value.shape != parameter.shape:
         return value.to(device, copy=True)
     return torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
-
-
-def _overrides(recipe: Recipe, method: str) -> bool:
-    return getattr(type(recipe), method) is not getattr(Recipe, method)
 
 
 def _check_loss(recipe: Recipe, loss: object) -> None:
