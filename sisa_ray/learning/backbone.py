@@ -161,7 +161,7 @@ def encode_bucket(backbone: Backbone, table: pa.Table, *, seed: int) -> bytes:
     """Order hashes and features of one bucket (``record_id`` and role columns) as safetensors."""
     hashes = record_hashes(table.column("record_id").to_pylist(), seed=seed)
     return codec.encode(
-        {"hashes": torch.from_numpy(hashes.view(np.int64)), "rows": backbone.embed_table(table)}
+        {"hashes": torch.from_numpy(np.array(hashes).view(np.int64)), "rows": backbone.embed_table(table)}
     )
 
 

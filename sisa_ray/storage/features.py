@@ -74,14 +74,9 @@ class FeatureStore:
         return data
 
     def _checked(self, path: str) -> bytes | None:
-        name = layout.parse_features(path)
-        try:
-            data = self._store.get(path)
-        except ObjectMissing:
-            return None
-        if name is None or file_digest(data) != name.digest:
-            return None
-        self._hold(path, data)
+        data = _whole(self._store, path)
+        if data is not None:
+            self._hold(path, data)
         return data
 
     def _hold(self, path: str, data: bytes) -> None:
@@ -89,3 +84,30 @@ class FeatureStore:
         if path not in self._held and self._held_bytes + len(data) <= _IN_MEMORY_BYTES:
             self._held[path] = data
             self._held_bytes += len(data)
+
+
+def differing_features(store: ObjectStore, other: ObjectStore, shard: int) -> str | None:
+    """The first object of a shard's cached features that ``other`` computed differently, or that is broken."""
+    there = {
+        (name.key, name.platform, name.bucket): name.digest
+        for info in other.list(layout.features_prefix(shard))
+        if (name := layout.parse_features(info.path)) is not None
+    }
+    for info in store.list(layout.features_prefix(shard)):
+        name = layout.parse_features(info.path)
+        if name is None:
+            continue
+        again = there.get((name.key, name.platform, name.bucket))
+        if again is not None and (again != name.digest or _whole(store, info.path) is None):
+            return info.path
+    return None
+
+
+def _whole(store: ObjectStore, path: str) -> bytes | None:
+    """The bytes of an object, if they have the digest that its name says."""
+    name = layout.parse_features(path)
+    try:
+        data = store.get(path)
+    except ObjectMissing:
+        return None
+    return data if name is not None and file_digest(data) == name.digest else None
