@@ -13,14 +13,13 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from sisa_ray import SisaConfig, SisaTrainer
-from sisa_ray.execution.baselines import baseline
+from sisa_ray.execution.baselines import BaselineKind, baseline
 from sisa_ray.execution.opening import existing_run
 
 PRESET = Path(__file__).parents[1] / "jobs" / "paper" / "cifar10-transfer.yaml"
@@ -45,6 +44,7 @@ SCRATCH: dict[str, Any] = {
 
 SCRATCH_EPOCHS = 10
 NUM_FORGOTTEN = 4
+_BASELINES: tuple[tuple[BaselineKind, str], ...] = (("full", "single"), ("one_shard", "one_shard"))
 
 
 def data_dir() -> Path:
@@ -99,30 +99,28 @@ def _configuration(directory: Path, tables: dict[str, Path], num_shards: int, on
 
 def _measured(config: SisaConfig, *, with_baselines: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"name": config.name, "num_shards": config.sisa.num_shards}
-    started = time.monotonic()
-    with SisaTrainer(config) as trainer:
-        trained = trainer.fit().result
-        row |= {
-            "ensemble": trained.ensemble,
-            "constituents": trained.constituents,
-            "train_s": time.monotonic() - started,
-            "record_visits": trained.record_visits,
-        }
-        if with_baselines:
-            for kind, name in (("full", "single"), ("one_shard", "one_shard")):
-                found = baseline(config, kind)  # type: ignore[arg-type]
-                row |= {name: found.value, f"{name}_s": found.seconds}
-        ids = pq.read_table(config.data.train, columns=["id"])["id"].slice(0, NUM_FORGOTTEN).to_pylist()
-        forgotten = trainer.unlearn(ids)
-        touched = forgotten.shards_rebuilt
-        row |= {
-            "num_forgotten": forgotten.num_forgotten,
-            "unlearn_s": forgotten.seconds,
-            "unlearn_record_visits": forgotten.record_visits,
-            "retrain_record_visits": forgotten.full_retrain_record_visits,
-        }
-        verified = trainer.verify(shards=touched[:1])
-        row |= {"verified": verified.outcome, "verify_s": verified.seconds}
+    trainer = SisaTrainer(config)
+    trained = trainer.fit().result
+    row |= {
+        "ensemble": trained.ensemble,
+        "constituents": trained.constituents,
+        "train_s": trained.seconds,
+        "record_visits": trained.record_visits,
+    }
+    if with_baselines:
+        for kind, name in _BASELINES:
+            found = baseline(config, kind)
+            row |= {name: found.value, f"{name}_s": found.seconds}
+    ids = pq.read_table(config.data.train, columns=["id"])["id"].slice(0, NUM_FORGOTTEN).to_pylist()
+    forgotten = trainer.unlearn(ids)
+    row |= {
+        "num_forgotten": forgotten.num_forgotten,
+        "unlearn_s": forgotten.seconds,
+        "unlearn_record_visits": forgotten.record_visits,
+        "retrain_record_visits": forgotten.full_retrain_record_visits,
+    }
+    verified = trainer.verify(shards=forgotten.shards_rebuilt[:1])
+    row |= {"verified": verified.outcome, "verify_s": verified.seconds}
     state = existing_run(config).state
     row["checkpoint_bytes"] = max(ref.size_bytes for ref in state.stages.values())
     return row
