@@ -50,6 +50,7 @@ LOWEST_LAYER = {
     "pyarrow": "storage",
     "s3fs": "storage",
     "PIL": "learning",
+    "efficientnet_lite_pytorch": "learning",
     "safetensors": "learning",
     "torch": "learning",
     "ray": "execution",
@@ -172,7 +173,7 @@ def test_modules_are_small_rooms() -> None:
 
 @pytest.mark.parametrize(
     ("directory", "extras"),
-    [("sisa_ray", ["demo"]), ("tests", ["demo", "dev"]), ("benchmarks", ["demo", "dev"])],
+    [("sisa_ray", ["demo", "transfer"]), ("tests", ["demo", "dev"]), ("benchmarks", ["demo", "dev"])],
 )
 def test_what_is_imported_is_declared(directory: str, extras: list[str]) -> None:
     declared = {canonicalize_name(r.name) for r in requirements(*extras)}
@@ -194,7 +195,7 @@ def test_constraints_are_exact_and_within_the_ranges() -> None:
         canonicalize_name(name): Version(version) for name, _, version in (x.partition("==") for x in lines)
     }
     assert len(pins) == len(lines)
-    for requirement in requirements("demo", "dev"):
+    for requirement in requirements("demo", "dev", "transfer"):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 

@@ -26,6 +26,22 @@ class CodeIdentity(BaseModel):
     numerics: int
 
 
+class BackboneIdentity(BaseModel):
+    """A recipe's frozen backbone: what decides the bits of the features beside the recipe's own code.
+
+    Attributes:
+        weights: SHA-256 (hex) of its tensors, by name.
+        batch_size: rows of each of its forward passes.
+        distributions: versions of the installed packages that its modules come from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: str
+    batch_size: int
+    distributions: dict[str, str]
+
+
 class Spec(BaseModel):
     """What ``spec.json`` holds: immutable, written when the run is created.
 
@@ -43,6 +59,7 @@ class Spec(BaseModel):
     batch_size: int
     task: Literal["classification", "regression"]
     num_classes: int | None = None
+    backbone: BackboneIdentity | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -51,6 +68,8 @@ class Spec(BaseModel):
         dumped = config.model_dump(mode="json")
         # One worker is no gang: such runs are named as they were before there were any.
         unused = () if config.arithmetic.workers > 1 else ("workers", "parallel")
+        # A recipe without a backbone has the keys that it had before there were any.
+        backbone = {} if self.backbone is None else {"backbone": self.backbone.model_dump(mode="json")}
         return {
             "data": {k: dumped["data"][k] for k in ("record_id", "subject_id", "columns")},
             "recipe": {**dumped["recipe"], "class": recipe_name(config.recipe.class_path)},
@@ -63,6 +82,7 @@ class Spec(BaseModel):
                 "order_buckets": config.sisa.order_buckets,
             },
             "arithmetic": {k: v for k, v in dumped["arithmetic"].items() if k not in unused},
+            **backbone,
         }
 
     @property

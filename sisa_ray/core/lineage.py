@@ -40,3 +40,12 @@ def stage_keys(
         previous = json_digest(inputs)
         keys.append(previous)
     return keys
+
+
+def feature_key(spec_digest: str, content_digest: str) -> str:
+    """Key of what a frozen backbone makes of one slice: a function of the spec and the slice's contents alone.
+
+    >>> feature_key("spec", "x") == feature_key("spec", "y")
+    False
+    """
+    return json_digest({"spec": spec_digest, "features_of": content_digest})

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sisa_ray.core.identity import Spec
-from sisa_ray.core.lineage import stage_keys
+from sisa_ray.core.lineage import feature_key, stage_keys
 from sisa_ray.core.partition import Layout
 from sisa_ray.core.records import SliceRef, StageRef
 from sisa_ray.core.retention import kept_stages, nearest_kept
@@ -239,3 +239,10 @@ def wanted_partials(spec: Spec, state: RunState) -> set[str]:
         return set()
     plans = missing_stages(spec, state, Lineage(spec, state))
     return {stage.key for plan in plans for stage in plan.stages}
+
+
+def wanted_features(spec: Spec, state: RunState) -> set[str]:
+    """Keys of the slices that there are: what a backbone made of them may stay, as long as they do."""
+    if spec.backbone is None:
+        return set()
+    return {feature_key(spec.stage_digest, ref.content_digest) for ref in state.slices.values()}

@@ -21,13 +21,15 @@ from sisa_ray.core.identity import Spec
 from sisa_ray.core.keys import file_digest
 from sisa_ray.core.planner import ShardPlan, StagePlan
 from sisa_ray.core.records import SliceRef, StageRef
+from sisa_ray.execution.embedding import embedded_slices, embedded_table
 from sisa_ray.execution.events import CheckpointBroken, ShardEvent, StageFinished, StageProgress
 from sisa_ray.execution.logs import shard_log
 from sisa_ray.learning.arithmetic import platform_fingerprint
+from sisa_ray.learning.backbone import Backbone, EmbeddedSlice, check_backbone
 from sisa_ray.learning.ensemble import predict_constituent
 from sisa_ray.learning.loader import Loader, make_loader
 from sisa_ray.learning.parts import read_constituent
-from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec
+from sisa_ray.learning.recipe import Batch, RecipeFactory, RecipeSpec
 from sisa_ray.learning.selfcheck import AloneHalf, ChainHalf, self_check_alone, self_check_chain
 from sisa_ray.learning.team import Team
 from sisa_ray.learning.trainer import Partial, StageResult, StageTask, train_stage
@@ -80,6 +82,7 @@ class ShardActor:
         self._spec = context.spec
         self._stopping = threading.Event()
         self._worker: threading.Thread | None = None
+        self._backbone: Backbone | None = None
         # Only what is not there yet: the order of the worker's own path stays.
         sys.path.extend(p for p in context.search_path if p not in sys.path)
 
@@ -126,9 +129,12 @@ class ShardActor:
     def self_check_chain(self, job: BuildJob, slices: Sequence[SliceRef]) -> ChainHalf:
         """The half of the self-check that goes through two stages in this process."""
         config = self._spec.config
+        factory = self._recipe.factory(job.schema)
+        tables = self._tables(job, slices)
         return self_check_chain(
-            recipe=self._recipe.factory(job.schema),
-            sources=self._sources(job, slices),
+            recipe=factory,
+            tables=tables,
+            sources=self._embedded(job, slices, factory) or tables,
             arithmetic=config.arithmetic,
             seed=config.sisa.seed,
             num_stages=config.sisa.num_slices,
@@ -138,9 +144,13 @@ class ShardActor:
     def self_check_alone(self, job: BuildJob, slices: Sequence[SliceRef], between: bytes) -> AloneHalf:
         """The half of the self-check that needs a process which has trained nothing yet."""
         config = self._spec.config
+        factory = self._recipe.factory(job.schema)
+        tables, embedded = self._tables(job, slices), self._embedded(job, slices, factory)
+        if self._backbone is not None:
+            check_backbone(factory, self._backbone, config.arithmetic, zip(tables, embedded, strict=True))
         return self_check_alone(
-            recipe=self._recipe.factory(job.schema),
-            sources=self._sources(job, slices),
+            recipe=factory,
+            sources=embedded or tables,
             arithmetic=config.arithmetic,
             seed=config.sisa.seed,
             num_stages=config.sisa.num_slices,
@@ -148,12 +158,18 @@ class ShardActor:
             between=between,
         )
 
-    def predict(self, job: BuildJob, ref: StageRef, table: pa.Table) -> Floats:
-        """What one constituent says about each row of ``table`` (role columns)."""
+    def predict(self, job: BuildJob, ref: StageRef, rows: pa.Table | Batch) -> Floats:
+        """What one constituent says about each of ``rows``: role columns, or what :meth:`embed` made of them."""
         state = read_constituent(job.store, ref)
         return predict_constituent(
-            self._recipe.factory(job.schema), state, table, self._spec.config.arithmetic
+            self._recipe.factory(job.schema), state, rows, self._spec.config.arithmetic
         )
+
+    def embed(self, job: BuildJob, table: pa.Table) -> Batch:
+        """What the recipe's backbone makes of each row of ``table`` (role columns)."""
+        backbone = self._shared(self._recipe.factory(job.schema))
+        assert backbone is not None, "the run's recipe has a backbone"
+        return embedded_table(self._spec, backbone, table)
 
     def _build_and_report(
         self, job: BuildJob, plan: ShardPlan, emit: Callable[[ShardEvent | BaseException | None], None]
@@ -256,14 +272,36 @@ class ShardActor:
             team=team,
         )
 
-    def _sources(self, job: BuildJob, slices: Sequence[SliceRef]) -> list[SliceFile]:
+    def _shared(self, factory: RecipeFactory) -> Backbone | None:
+        """The run's backbone, built once in this process; None where the recipe has none.
+
+        Raises:
+            RunConflict: where this node has another one.
+        """
+        if self._backbone is None and self._spec.backbone is not None:
+            backbone = Backbone.build(factory, self._spec.config.arithmetic)
+            if backbone is not None:
+                backbone.require(self._spec.backbone)
+            self._backbone = backbone
+        return self._backbone
+
+    def _embedded(
+        self, job: BuildJob, slices: Sequence[SliceRef], factory: RecipeFactory
+    ) -> list[EmbeddedSlice]:
+        """What the backbone makes of each slice; nothing where there is none."""
+        backbone = self._shared(factory)
+        if backbone is None:
+            return []
+        return embedded_slices(self._spec, backbone, job.store, slices, attempt=job.attempt)
+
+    def _tables(self, job: BuildJob, slices: Sequence[SliceRef]) -> list[SliceFile]:
         num_buckets = self._spec.config.sisa.order_buckets
         return [open_slice(job.store, ref, num_buckets=num_buckets) for ref in slices]
 
     def _loader(self, job: BuildJob, slices: Sequence[SliceRef], factory: RecipeFactory) -> Loader:
         config = self._spec.config
         return make_loader(
-            self._sources(job, slices),
+            self._embedded(job, slices, factory) or self._tables(job, slices),
             recipe=factory,
             seed=config.sisa.seed,
             arithmetic=config.arithmetic,

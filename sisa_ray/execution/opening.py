@@ -11,6 +11,7 @@ from sisa_ray.core.config import ArithmeticConfig, SisaConfig
 from sisa_ray.core.errors import ConfigError, RunConflict, RunNotFound
 from sisa_ray.core.identity import Spec, differences
 from sisa_ray.execution.workers import ensure_ray
+from sisa_ray.learning.backbone import backbone_identity
 from sisa_ray.learning.code import recipe_code
 from sisa_ray.learning.recipe import RecipeSpec
 from sisa_ray.storage.objects import open_store
@@ -100,11 +101,13 @@ def _resolve(config: SisaConfig, there: Spec | None) -> Spec:
         there is not None
     ):  # what follows from the recipe is known; if the recipe differs, so does the identity
         batch_size, task, num_classes = there.batch_size, there.task, there.num_classes
+        backbone = there.backbone  # the actors see to it that they have the same one
     else:
         schema = open_source(config.data).role_schema
-        recipe = RecipeSpec(
+        factory = RecipeSpec(
             class_path=config.recipe.class_path, args=config.recipe.args, search_dirs=dirs
-        ).create(schema)
+        ).factory(schema)
+        recipe, backbone = factory(), backbone_identity(factory)
         batch_size, task, num_classes = recipe.batch_size, recipe.task, recipe.num_classes
     if batch_size % arithmetic.workers:
         raise ConfigError(
@@ -119,6 +122,7 @@ def _resolve(config: SisaConfig, there: Spec | None) -> Spec:
         batch_size=batch_size,
         task=task,
         num_classes=num_classes,
+        backbone=backbone,
     )
     return with_circumstances(spec, config)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from sisa_ray.core.planner import Lineage
 from sisa_ray.core.records import StageRef
 from sisa_ray.core.view import Voter
 from sisa_ray.execution.actor import BuildJob
+from sisa_ray.execution.embedding import pieces_of
 from sisa_ray.execution.events import Notice, OnEvent, PhaseStarted, ignore
 from sisa_ray.execution.forget import fenced_from
 from sisa_ray.execution.metrics import Mean, Score
@@ -22,6 +23,8 @@ from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.results import PredictResult
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.learning.ensemble import Prediction, Rule, aggregate, rule_for
+from sisa_ray.learning.loader import joined
+from sisa_ray.learning.recipe import Batch
 from sisa_ray.storage.mirror import check_mirror
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.output import TableWriter
@@ -196,8 +199,11 @@ def constituent_predictions(
 ) -> list[Floats]:
     """What each constituent says about each row of ``table`` (role columns): ``(N, C)`` or ``(N, D)`` each."""
     pool = workers.pool(run.spec, ignore)
-    shared = pool.share(table)
-    calls = [
-        (BuildJob(store=store, columns=run.state.columns, attempt=""), ref, shared) for store, ref in refs
-    ]
-    return pool.map("predict", calls)
+    job = BuildJob(store=run.store, columns=run.state.columns, attempt="")
+    rows: pa.Table | Batch = table
+    if run.spec.backbone is not None and table.num_rows:  # once, whatever the number of constituents
+        shape = run.spec.backbone.batch_size
+        pieces = pieces_of(table, num_pieces=pool.num_slots(), rows_per_pass=shape)
+        rows = joined(pool.map("embed", [(job, piece) for piece in pieces]))
+    shared = pool.share(rows)
+    return pool.map("predict", [(replace(job, store=store), ref, shared) for store, ref in refs])

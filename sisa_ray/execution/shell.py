@@ -53,3 +53,7 @@ class ShardShell:
     def predict(self, job: Any, ref: Any, table: Any) -> Any:
         """See :meth:`ShardActor.predict`."""
         return self._actor.predict(job, ref, table)
+
+    def embed(self, job: Any, table: Any) -> Any:
+        """See :meth:`ShardActor.embed`."""
+        return self._actor.embed(job, table)

@@ -25,6 +25,7 @@ from sisa_ray.execution.session import Session
 from sisa_ray.execution.workers import NewWorkers, Workers
 from sisa_ray.storage import layout
 from sisa_ray.storage.checkpoints import check_stored
+from sisa_ray.storage.features import differing_features
 from sisa_ray.storage.mirror import check_mirror
 from sisa_ray.storage.objects import ObjectStore
 from sisa_ray.storage.purge import purge
@@ -160,6 +161,11 @@ class _Comparison:
                 self._comparable = False
                 self.first_difference = differences
                 return
+            self.first_difference = next(
+                filter(None, readers.map(self._compare_features, self._shards)), None
+            )
+            if self.first_difference is not None:
+                return
             self.first_difference = next(filter(None, readers.map(self._compare_checkpoint, places)), None)
             self.num_checkpoints = len(places)
         if self.first_difference is None:
@@ -178,6 +184,11 @@ class _Comparison:
         if ref.content_digest != other.content_digest:
             return f"{name}: {ref.num_records} records in the run, {other.num_records} from scratch, contents differ"
         return None
+
+    def _compare_features(self, shard: int) -> str | None:
+        """What a backbone made of records, cached in the run and computed again from scratch."""
+        path = differing_features(self._run.store, self._replica.store, shard)
+        return None if path is None else f"cached features of shard {shard}: bits differ ({path})"
 
     def _compare_checkpoint(self, place: tuple[int, int]) -> str | None:
         ref, other = self._run.state.stages[place], self._replica.state.stages[place]

@@ -203,10 +203,8 @@ class _Walk:
 
     def _installed(self, name: str) -> bool:
         """Note the distributions that bring a module; False where none claims it."""
-        distributions = _distributions_of().get(name.partition(".")[0], [])
-        for distribution in {_normalised(d) for d in distributions} - _PLATFORM:
-            self.distributions[distribution] = importlib.metadata.version(distribution)
-        return bool(distributions)
+        self.distributions.update(installed_versions([name]))
+        return name.partition(".")[0] in _distributions_of()
 
     def _read(self, name: str, path: Path, *, is_package: bool) -> None:
         if path.suffix == ".pyc":
@@ -289,6 +287,12 @@ def _literal_import(call: ast.Call) -> str | None:
 def _is_type_checking(test: ast.expr) -> bool:
     name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", None)
     return name == "TYPE_CHECKING"
+
+
+def installed_versions(modules: Iterable[str]) -> dict[str, str]:
+    """Versions of the installed distributions that bring these modules; torch and sisa_ray are left out."""
+    found = (name for module in modules for name in _distributions_of().get(module.partition(".")[0], ()))
+    return {name: importlib.metadata.version(name) for name in {_normalised(d) for d in found} - _PLATFORM}
 
 
 def _normalised(distribution: str) -> str:

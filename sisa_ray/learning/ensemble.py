@@ -14,8 +14,8 @@ import torch
 from sisa_ray.core.config import ArithmeticConfig
 from sisa_ray.core.errors import ConfigError
 from sisa_ray.learning.arithmetic import applied
-from sisa_ray.learning.passes import padded_batch, predict_pass
-from sisa_ray.learning.recipe import RecipeFactory
+from sisa_ray.learning.passes import padded, padded_batch, predict_pass
+from sisa_ray.learning.recipe import Batch, RecipeFactory
 from sisa_ray.learning.trainer import load_constituent
 
 Floats = npt.NDArray[np.float64]
@@ -60,9 +60,10 @@ def rule_for(rule: str, task: Task) -> Rule:
 
 
 def predict_constituent(
-    recipe: RecipeFactory, state: bytes, table: pa.Table, arithmetic: ArithmeticConfig
+    recipe: RecipeFactory, state: bytes, rows: pa.Table | Batch, arithmetic: ArithmeticConfig
 ) -> Floats:
-    """What one constituent says about each row of ``table`` (role columns; labels are not looked at).
+    """What one constituent says about each of ``rows``: role columns (labels are not looked at), or decoded
+    tensors, as a backbone gives them.
 
     Every forward pass has exactly ``arithmetic.predict_batch_size`` rows, the last one padded, so that an
     answer's bits depend neither on the other rows asked about nor on how many there are. They may depend on the
@@ -75,14 +76,19 @@ def predict_constituent(
         IntegrityError: where ``state`` is no checkpoint.
         RecipeError: where the recipe's answer has the wrong shape.
     """
-    rows = arithmetic.predict_batch_size
+    size = arithmetic.predict_batch_size
+    num_rows = rows.num_rows if isinstance(rows, pa.Table) else len(next(iter(rows.values()), ()))
     answers: list[Floats] = []
     with applied(arithmetic) as device, torch.inference_mode():
         made, model = load_constituent(recipe, state, device)
-        for first in range(0, table.num_rows, rows):
-            piece = table.slice(first, rows)
-            answer = predict_pass(made, model, padded_batch(made, piece, rows, device), arithmetic)
-            answers.append(answer[: piece.num_rows].to("cpu", torch.float64).numpy())
+        for first in range(0, num_rows, size):
+            if isinstance(rows, pa.Table):
+                batch = padded_batch(made, rows.slice(first, size), size, device)
+            else:
+                piece = {name: tensor[first : first + size] for name, tensor in rows.items()}
+                batch = padded(piece, size, device)
+            answer = predict_pass(made, model, batch, arithmetic)
+            answers.append(answer[: num_rows - first].to("cpu", torch.float64).numpy())
     return np.concatenate(answers) if answers else np.zeros((0, made.num_classes or 1))
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ _DECODE_ROWS = 8192
 """Rows that ``decode`` sees at once, at most: one Arrow array of images holds no more than 2 GiB."""
 
 
+@runtime_checkable
 class SliceSource(Protocol):
     """One slice's table: rows sorted by (order bucket, record id)."""
 
@@ -52,6 +53,21 @@ class SliceSource(Protocol):
 
     def read_bucket(self, bucket: int) -> pa.Table:
         """The rows of one order bucket that is not empty: ``record_id`` and one column a role."""
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """One slice that was decoded before: rows in the same order as the slice's own."""
+
+    @property
+    def num_buckets(self) -> int:
+        """See :class:`SliceSource`."""
+
+    def bucket_num_rows(self, bucket: int) -> int:
+        """See :class:`SliceSource`."""
+
+    def read_tensors(self, bucket: int) -> tuple[UInt64Array, Batch]:
+        """Order hashes and tensors of one order bucket that is not empty."""
 
 
 class Loader(Protocol):
@@ -67,7 +83,7 @@ class Loader(Protocol):
 
 
 def make_loader(
-    sources: Sequence[SliceSource],
+    sources: Sequence[SliceSource | TensorSource],
     *,
     recipe: RecipeFactory,
     seed: int,
@@ -90,7 +106,12 @@ class ResidentLoader:
     """Decodes the whole shard once and keeps it on ``device``; stage r uses the rows of slices 1..r."""
 
     def __init__(
-        self, sources: Sequence[SliceSource], *, recipe: RecipeFactory, seed: int, device: torch.device
+        self,
+        sources: Sequence[SliceSource | TensorSource],
+        *,
+        recipe: RecipeFactory,
+        seed: int,
+        device: torch.device,
     ) -> None:
         decoder = _Decoder(sources, new_recipe(recipe), seed)
         self._num_buckets = decoder.num_buckets
@@ -161,7 +182,12 @@ class StreamingLoader:
     """
 
     def __init__(
-        self, sources: Sequence[SliceSource], *, recipe: RecipeFactory, seed: int, device: torch.device
+        self,
+        sources: Sequence[SliceSource | TensorSource],
+        *,
+        recipe: RecipeFactory,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self._decoder = _Decoder(sources, new_recipe(recipe), seed)
         self._seed = seed
@@ -256,7 +282,7 @@ _Bucket = tuple[UInt64Array, Batch]
 class _Decoder:
     """Reads and decodes one (slice, order bucket) at a time; all of them must give tensors of one form."""
 
-    def __init__(self, sources: Sequence[SliceSource], recipe: Recipe, seed: int) -> None:
+    def __init__(self, sources: Sequence[SliceSource | TensorSource], recipe: Recipe, seed: int) -> None:
         self._sources = sources
         self._recipe = recipe
         self._seed = seed
@@ -276,22 +302,28 @@ class _Decoder:
 
     def read(self, index: int, bucket: int) -> _Bucket:
         """One bucket (not empty) of the slice at ``index``; hashes are made once and kept."""
-        table = self._sources[index].read_bucket(bucket)
+        source = self._sources[index]
+        if isinstance(source, TensorSource):
+            known, tensors = source.read_tensors(bucket)
+            return known, self._of_one_form(tensors, "embed")
+        table = source.read_bucket(bucket)
         hashes = self._hashes.get((index, bucket))
         if hashes is None:
             hashes = record_hashes(table.column("record_id").to_pylist(), seed=self._seed)
             self._hashes[index, bucket] = hashes
         starts = range(0, table.num_rows, _DECODE_ROWS)
-        return hashes, _joined([self._decode(table.slice(start, _DECODE_ROWS)) for start in starts])
+        return hashes, joined([self._decode(table.slice(start, _DECODE_ROWS)) for start in starts])
 
     def _decode(self, rows: pa.Table) -> Batch:
-        tensors = decode_table(self._recipe, rows)
+        return self._of_one_form(decode_table(self._recipe, rows), "decode")
+
+    def _of_one_form(self, tensors: Batch, method: str) -> Batch:
         form = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in tensors.items()}
         if self._form is None:
             self._form = form
         elif form != self._form:
             raise RecipeError(
-                f"recipe {type(self._recipe).__name__}.decode: gave {_described(self._form)} for some rows "
+                f"recipe {type(self._recipe).__name__}.{method}: gave {_described(self._form)} for some rows "
                 f"and {_described(form)} for others; types and shapes must not depend on the rows"
             )
         return tensors
@@ -299,7 +331,7 @@ class _Decoder:
     def read_all(self, stage: int, bucket: int) -> _Bucket:
         """One bucket of slices 1..``stage``, slice by slice."""
         parts = [self.read(index, bucket) for index in range(stage) if self.sizes[index][bucket]]
-        return np.concatenate([hashes for hashes, _ in parts]), _joined([tensors for _, tensors in parts])
+        return np.concatenate([hashes for hashes, _ in parts]), joined([tensors for _, tensors in parts])
 
     def estimated_bytes(self) -> int:
         """What the decoded shard occupies, judged by its first bucket."""
@@ -343,7 +375,8 @@ def _gather(tensors: Batch, index: torch.Tensor) -> Batch:
     return {name: tensor.index_select(0, index) for name, tensor in tensors.items()}
 
 
-def _joined(parts: list[Batch]) -> Batch:
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Batches one after the other."""
     return parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
 

@@ -32,14 +32,19 @@ def padded_batch(recipe: Recipe, table: pa.Table, rows: int, device: torch.devic
     Raises:
         RecipeError: where ``decode`` gives anything but tensors with one row each for the table's rows.
     """
-    assert 0 < table.num_rows <= rows, "a pass has at least one row, and no more than fit"
-    padded = {}
-    for name, tensor in decode_table(recipe, features_of(table)).items():
+    return padded(decode_table(recipe, features_of(table)), rows, device)
+
+
+def padded(batch: Batch, rows: int, device: torch.device) -> Batch:
+    """The same rows as tensors of exactly ``rows`` rows on ``device``: see :func:`padded_batch`."""
+    full_batch = {}
+    for name, tensor in batch.items():
+        assert 0 < len(tensor) <= rows, "a pass has at least one row, and no more than fit"
         full = tensor.new_empty((rows, *tensor.shape[1:]))
         full[: len(tensor)] = tensor
         full[len(tensor) :] = tensor[:1]
-        padded[name] = full.to(device)
-    return padded
+        full_batch[name] = full.to(device)
+    return full_batch
 
 
 def predict_pass(

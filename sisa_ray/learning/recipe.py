@@ -68,13 +68,16 @@ class Recipe(ABC):
         task: what the ensemble's aggregation is about.
         batch_size: rows of every optimizer step; each step takes exactly so many.
         num_classes: number of classes (classification), labels are ``0..num_classes-1``; else None.
-        memory_format: applied to the model after its weights are loaded (``torch.channels_last`` for images).
+        memory_format: applied to the model after its weights are loaded (``torch.channels_last`` for images),
+            and to the backbone.
+        embed_batch_size: rows of every forward pass of the backbone, the last one padded.
     """
 
     task: Task
     batch_size: int
     num_classes: int | None = None
     memory_format: torch.memory_format = torch.contiguous_format
+    embed_batch_size: int = 16
 
     def bind(self, schema: pa.Schema) -> None:  # noqa: B027 - optional on purpose
         """Learn the Arrow types of the roles (their columns' widths, say), before any other method is called.
@@ -115,6 +118,26 @@ class Recipe(ABC):
             Probabilities ``(B, num_classes)`` for classification; values ``(B,)`` or ``(B, D)`` else.
         """
 
+    def build_backbone(self) -> nn.Module | None:
+        """A frozen model, pre-trained on public data, that all constituents share; None (the default): none.
+
+        What it makes of a record (:meth:`embed`) is computed once and cached in the run. The digest of its
+        tensors is part of every stage key. It runs in evaluation mode.
+        """
+        return None
+
+    def embed(self, backbone: nn.Module, batch: Batch) -> Batch:
+        """What the backbone makes of each decoded row: all that augment, loss and predict will see of it.
+
+        Args:
+            batch: ``embed_batch_size`` rows as :meth:`decode` gave them, on the device; without gradients.
+
+        Returns:
+            Tensors of as many rows, each made from its own row alone, without random numbers: pass on the label
+            where there is one.
+        """
+        raise NotImplementedError
+
     def augment(self, batch: Batch) -> Batch:
         """A random variation of a training batch (on its device), drawn from the global generators."""
         return batch
@@ -150,6 +173,12 @@ class Recipe(ABC):
 
 RecipeFactory = Callable[[], Recipe]
 """Makes a new, bound recipe each time it is called."""
+
+
+def overrides(recipe: Recipe, method: str) -> bool:
+    """Whether a recipe has a method of its own for an optional one."""
+    return getattr(type(recipe), method) is not getattr(Recipe, method)
+
 
 _CONSTRUCTION_SEED = derive_seed("recipe")
 
@@ -255,6 +284,11 @@ class RecipeSpec:
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise self._error(f"batch_size: must be a positive integer, not {batch_size!r}")
         classes = recipe.num_classes
+        rows = recipe.embed_batch_size
+        if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+            raise self._error(f"embed_batch_size: must be a positive integer, not {rows!r}")
+        if overrides(recipe, "build_backbone") != overrides(recipe, "embed"):
+            raise self._error("build_backbone, embed: one is there without the other; define both or neither")
         if task == "classification" and (not isinstance(classes, int) or classes < 2):
             raise self._error(f"num_classes: must be an integer of at least 2, not {classes!r}")
 

@@ -21,7 +21,14 @@ from sisa_ray.core.config import ArithmeticConfig
 from sisa_ray.core.errors import SelfCheckError
 from sisa_ray.learning import codec
 from sisa_ray.learning.arithmetic import resolved_device
-from sisa_ray.learning.loader import Loader, ResidentLoader, SliceSource, StreamingLoader, decode_table
+from sisa_ray.learning.loader import (
+    Loader,
+    ResidentLoader,
+    SliceSource,
+    StreamingLoader,
+    TensorSource,
+    decode_table,
+)
 from sisa_ray.learning.recipe import RecipeFactory, new_recipe
 from sisa_ray.learning.trainer import Partial, StageTask, train_stage
 
@@ -57,22 +64,24 @@ class AloneHalf:
 def self_check_chain(
     *,
     recipe: RecipeFactory,
-    sources: Sequence[SliceSource],
+    sources: Sequence[SliceSource | TensorSource],
     arithmetic: ArithmeticConfig,
     seed: int,
     num_stages: int,
     shard: int = 0,
+    tables: Sequence[SliceSource] | None = None,
 ) -> ChainHalf:
     """Train stages 1 and 2 of a shard that has records, one after the other in this process.
 
     Args:
         sources: the shard's slices, slice 1 first; two are used (or the only one, twice).
+        tables: the same as records, where ``sources`` are what a backbone made of them.
 
     Raises:
         SelfCheckError: where ``decode`` draws random numbers, or mixes rows.
     """
     pair = _first_two(sources)
-    _check_decode(recipe, pair)
+    _check_decode(recipe, [s for s in (sources if tables is None else tables) if isinstance(s, SliceSource)])
     states: list[bytes] = []
     for stage in (1, 2):
         # A loader of its own for each stage: decoding must not remember anything either.
@@ -91,7 +100,7 @@ def self_check_chain(
 def self_check_alone(
     *,
     recipe: RecipeFactory,
-    sources: Sequence[SliceSource],
+    sources: Sequence[SliceSource | TensorSource],
     arithmetic: ArithmeticConfig,
     seed: int,
     num_stages: int,
@@ -140,7 +149,7 @@ def compare_halves(class_path: str, chain: ChainHalf, alone: AloneHalf) -> None:
             )
 
 
-def _first_two(sources: Sequence[SliceSource]) -> list[SliceSource]:
+def _first_two(sources: Sequence[SliceSource | TensorSource]) -> list[SliceSource | TensorSource]:
     return list(sources[:2]) if len(sources) > 1 else [sources[0], sources[0]]
 
 

@@ -15,11 +15,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import pyarrow as pa
 import torch
 from torch import nn
 
 from sisa_ray.core.config import ArithmeticConfig
+from sisa_ray.learning.backbone import Backbone
 from sisa_ray.learning.ensemble import Floats
+from sisa_ray.learning.loader import joined
+from sisa_ray.learning.passes import features_of, padded, padded_batch
 from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory
 from sisa_ray.learning.structure import Layout, Structure, Tensors, fill, registered
 
@@ -73,7 +77,7 @@ class StackedModel:
         if probe is not None:
             # A recipe may refuse made-up rows: then the first real ones decide.
             with suppress(Exception):
-                structure.decide(probe)
+                structure.decide(_embedded(structure, probe))
         empty = cls(structure, [False] * len(states), [None] * len(states), None)
         if structure.layout == "stacked":
             empty = cls(structure, empty._filled, None, structure.zeros(len(states)))
@@ -99,6 +103,25 @@ class StackedModel:
     def recipe(self) -> Recipe:
         """The recipe that predicts, to decode batches with."""
         return self._structure.recipe
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """What all constituents share; it runs once for a row, whatever their number."""
+        return self._structure.backbone
+
+    def batch(self, pieces: Sequence[pa.Table], rows: int) -> Batch:
+        """A pass of ``rows`` rows for :meth:`forward`: those of all pieces (role columns), the rest padded.
+
+        Each piece goes through the backbone by itself, so that what is made of it does not depend on the others.
+
+        Raises:
+            RecipeError: as ``decode`` and ``embed``.
+        """
+        if self.backbone is None:
+            table = pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces)
+            return padded_batch(self.recipe, table, rows, self.device)
+        embedded = [self.backbone.embed_table(features_of(piece)) for piece in pieces]
+        return padded(joined(embedded), rows, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -152,9 +175,8 @@ class StackedModel:
         """What every constituent says about each row of one pass.
 
         Args:
-            batch: decoded and padded tensors on the stack's device
-                (:func:`~sisa_ray.learning.passes.padded_batch`). The first pass of a new number of rows takes
-                some 50 ms longer.
+            batch: decoded and padded tensors on the stack's device (:meth:`batch`). The first pass of a new
+                number of rows takes some 50 ms longer.
 
         Returns:
             Float64, shape ``(num_slots, rows, C)``, or ``(num_slots, rows)`` or ``(num_slots, rows, D)`` for
@@ -187,3 +209,9 @@ class StackedModel:
                 fill(tensors, slot, model)
             self._tensors, self._models = tensors, None
         return self._tensors
+
+
+def _embedded(structure: Structure, probe: Batch) -> Batch:
+    if structure.backbone is None:
+        return probe
+    return padded(structure.backbone.embed(probe), len(next(iter(probe.values()))), structure.device)

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from sisa_ray.core.config import ArithmeticConfig
 from sisa_ray.core.errors import RecipeError
 from sisa_ray.learning.arithmetic import model_seed, resolved_device, seeder
+from sisa_ray.learning.backbone import Backbone
 from sisa_ray.learning.passes import predict_pass
 from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe
 from sisa_ray.learning.trainer import load_constituent
@@ -48,6 +49,7 @@ class Structure:
         self._factory, self._arithmetic = factory, arithmetic
         self.device = resolved_device(arithmetic)
         self.recipe = new_recipe(factory)
+        self.backbone = Backbone.build(factory, arithmetic)
         self.layout: Layout | None = None
         self._model = self._initialised(0)
         self._call = _Call(self.recipe, self._model, arithmetic)

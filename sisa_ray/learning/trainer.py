@@ -23,7 +23,7 @@ from sisa_ray.learning import codec
 from sisa_ray.learning.arithmetic import applied, autocast_dtype, model_seed, seeder, step_seeds
 from sisa_ray.learning.building import build_model, load_optimizer
 from sisa_ray.learning.loader import Loader
-from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe
+from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe, overrides
 from sisa_ray.learning.team import Buffers, Gradients, Team
 
 _PROGRESS_EVERY_S = 0.2
@@ -181,9 +181,9 @@ class _Stage:
         """Make the remaining steps; the last loss, if there was any step."""
         task, recipe, model = self.task, self.recipe, self.model
         # Everything optional is decided here: with small batches, microseconds in the loop count.
-        augment = recipe.augment if _overrides(recipe, "augment") else None
-        set_rate = self._set_learning_rate if _overrides(recipe, "learning_rate") else None
-        after_step = torch.no_grad()(recipe.after_step) if _overrides(recipe, "after_step") else None
+        augment = recipe.augment if overrides(recipe, "augment") else None
+        set_rate = self._set_learning_rate if overrides(recipe, "learning_rate") else None
+        after_step = torch.no_grad()(recipe.after_step) if overrides(recipe, "after_step") else None
         seed_all, zero_grad, forward = self.seed_all, self._zero_grad(), self._forward()
         update = self._update() if self.team is None else self._update_together(self.team)
         is_due = due.is_due if self.team is None else due.is_due_for_all
@@ -350,10 +350,6 @@ class _Due:
         """The last step is always reported."""
         if self._on_progress:
             self._on_progress(num_steps)
-
-
-def _overrides(recipe: Recipe, method: str) -> bool:
-    return getattr(type(recipe), method) is not getattr(Recipe, method)
 
 
 def _check_loss(recipe: Recipe, loss: object) -> None:

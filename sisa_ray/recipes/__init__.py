@@ -1,4 +1,4 @@
-"""Ready recipes: multi-layer perceptrons for tables, a CNN and a Wide ResNet for images."""
+"""Ready recipes: multi-layer perceptrons for tables, a CNN and a Wide ResNet for images, and pre-trained ones."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sisa_ray.recipes.cnn import CNNClassifier
+    from sisa_ray.recipes.lora import LoRAClassifier
     from sisa_ray.recipes.mlp import MLPClassifier, MLPRegressor
+    from sisa_ray.recipes.transfer import TransferClassifier
     from sisa_ray.recipes.wide_resnet import WideResNetClassifier
 
-__all__ = ["CNNClassifier", "MLPClassifier", "MLPRegressor", "WideResNetClassifier"]
+__all__ = [
+    "CNNClassifier",
+    "LoRAClassifier",
+    "MLPClassifier",
+    "MLPRegressor",
+    "TransferClassifier",
+    "WideResNetClassifier",
+]
 
 _HOMES = {
     "CNNClassifier": "cnn",
+    "LoRAClassifier": "lora",
     "MLPClassifier": "mlp",
     "MLPRegressor": "mlp",
+    "TransferClassifier": "transfer",
     "WideResNetClassifier": "wide_resnet",
 }
 

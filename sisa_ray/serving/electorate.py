@@ -122,7 +122,10 @@ class ModelLoader:
         # The layout is decided on rows that every replica makes up alike.
         probe = probe_batch(new_recipe(self._recipe), schema, _PROBE_ROWS, device)
         states = [self._read(wanted.get(shard)) for shard in self._shards]
-        return StackedModel.build(self._recipe, states, config.arithmetic, probe=probe)
+        stack = StackedModel.build(self._recipe, states, config.arithmetic, probe=probe)
+        if stack.backbone is not None:
+            stack.backbone.require(self._spec.backbone)
+        return stack
 
     def _read(self, voter: Voter | None) -> bytes | None:
         return None if voter is None else read_constituent(self._store, voter.ref)

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sisa_ray.learning.ensemble import Floats
-from sisa_ray.learning.passes import padded_batch
 from sisa_ray.learning.places import is_place_independent
 from sisa_ray.serving.electorate import Electorate
 
@@ -195,18 +194,20 @@ class Passes:
     def _forward(self, pieces_: list[_Piece], electorate: Electorate, rows: int) -> Floats:
         stack = electorate.stack
         assert stack is not None, "whoever makes passes holds models"
-        table = pieces_[0].table if len(pieces_) == 1 else pa.concat_tables([p.table for p in pieces_])
-        batch = padded_batch(stack.recipe, table, rows, stack.device)
+        started = time.perf_counter()
+        batch = stack.batch([p.table for p in pieces_], rows)
+        seconds = time.perf_counter() - started
         if not self._shared.get(rows, False) and self._tries[rows] < _NUM_TRIES:
             # Rows that are all alike show nothing, so others get a chance to.
             self._tries[rows] += 1
             self._shared[rows] = is_place_independent(stack, batch, rows)
         started = time.perf_counter()
-        votes: Floats = stack.forward(batch)[electorate.slots, : table.num_rows]
-        seconds = time.perf_counter() - started
+        num_rows = sum(p.table.num_rows for p in pieces_)
+        votes: Floats = stack.forward(batch)[electorate.slots, :num_rows]
+        seconds += time.perf_counter() - started
         # The first pass of a shape takes longer; a slow moment does not count for good.
         self._seconds[rows] = min(seconds, 1.1 * self._seconds[rows])
-        self._on_pass(table.num_rows, seconds)
+        self._on_pass(num_rows, seconds)
         return votes
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 SPEC = "spec.json"
 LOG = "log/"
 DATA = "data/"
 CHECKPOINTS = "checkpoints/"
+FEATURES = "features/"
 REQUESTS = "requests/"
 CERTIFICATES = "certificates/"
 SCRATCH = "scratch/"
@@ -28,6 +30,28 @@ _PARTIAL = re.compile(
     r"/partial-(?P<key>[0-9a-f]{64})-(?P<step>\d{10})-(?P<digest>[0-9a-f]{64})"
     r"(?:-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors$"
 )
+
+_FEATURES = re.compile(
+    r"^features/shard=\d{5}/slice=\d{4}/[^/]+/"
+    r"(?P<key>[0-9a-f]{64})-(?P<platform>[0-9a-f]{16})-(?P<bucket>\d{5})-(?P<digest>[0-9a-f]{64})\.safetensors$"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureName:
+    """What a backbone made of one order bucket of a slice.
+
+    Attributes:
+        key: of the slice, see :func:`~sisa_ray.core.lineage.feature_key`.
+        platform: digest of the platform that computed it: another one rounds in its own way.
+        bucket: number of the order bucket.
+        digest: SHA-256 (hex) of the object.
+    """
+
+    key: str
+    platform: str
+    bucket: int
+    digest: str
 
 
 def entry_path(seq: int) -> str:
@@ -92,6 +116,27 @@ def parse_partial(path: str) -> PartialName | None:
         return None
     part = (int(match["part"] or 0), int(match["parts"] or 1))
     return PartialName(match["key"], int(match["step"]), match["digest"], part)
+
+
+def features_prefix(shard: int) -> str:
+    """The cached features of one shard lie below this."""
+    return f"{FEATURES}shard={shard:05d}/"
+
+
+def features_path(shard: int, slice_: int, attempt: str, name: FeatureName) -> str:
+    """Cached features. Their name carries all there is to know, so one object is payload and marker."""
+    prefix = f"{features_prefix(shard)}slice={slice_:04d}/{attempt}/"
+    return f"{prefix}{name.key}-{name.platform}-{name.bucket:05d}-{name.digest}.safetensors"
+
+
+def parse_features(path: str) -> FeatureName | None:
+    """The name of cached features from their path, or None for other objects."""
+    match = _FEATURES.match(path)
+    if match is None:
+        return None
+    return FeatureName(
+        key=match["key"], platform=match["platform"], bucket=int(match["bucket"]), digest=match["digest"]
+    )
 
 
 def payload_path(name: str) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from sisa_ray.core.errors import PurgeIncomplete
-from sisa_ray.core.planner import named_paths, wanted_partials
+from sisa_ray.core.planner import named_paths, wanted_features, wanted_partials
 from sisa_ray.core.records import CheckpointLost, Purged, PurgePlanned, Record
 from sisa_ray.storage import layout
 from sisa_ray.storage.objects import ObjectInfo
@@ -71,12 +71,17 @@ def _forgotten_checkpoints(run: Run) -> list[Record]:
 def _unnamed(run: Run, listed: Iterable[ObjectInfo]) -> list[ObjectInfo]:
     """Objects, noncurrent versions and unfinished uploads included, that neither the state nor open work names."""
     named = named_paths(run.spec, run.state) | run.in_flight
+    # Derived objects have no record that names them: what they are of is in their names.
     partials = wanted_partials(run.spec, run.state)
+    features = wanted_features(run.spec, run.state)
     doomed = []
     for info in listed:
         if info.path.startswith(layout.PERMANENT) or info.path in named:
             continue
         partial = layout.parse_partial(info.path)
-        if partial is None or partial.key not in partials:
+        made = layout.parse_features(info.path)
+        is_wanted = partial is not None and partial.key in partials
+        is_wanted = is_wanted or (made is not None and made.key in features)
+        if not is_wanted:
             doomed.append(info)
     return doomed
