@@ -56,7 +56,7 @@ test-serving: $(READY) ## Replicas, coordinator, storage and proxy killed and fr
 	$(PYTEST) -m slow -s tests/serving
 
 test-gang: $(READY) ## Shards of two and four workers on Ray Train, killed inside a stage (slow)
-	$(PYTEST) -m slow tests/execution/test_gang.py tests/execution/test_gang_ray.py
+	$(PYTEST) -m slow tests/execution/test_gang.py tests/execution/test_gang_ray.py tests/execution/test_gang_gpu.py
 
 test-slow: $(READY) ## Every slow test
 	$(PYTEST) -m slow

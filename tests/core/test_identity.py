@@ -32,6 +32,18 @@ def test_identity_is_exactly_this() -> None:
     assert spec.digest == json_digest({"version": 1, "identity": spec.identity})
 
 
+def test_several_workers_are_part_of_it() -> None:
+    """One worker is what runs were before there were several: their keys stay as they are."""
+    one = make_spec(arithmetic__device="cpu", arithmetic__workers=1, arithmetic__parallel="ddp")
+    assert one.identity == make_spec(arithmetic__device="cpu").identity
+    digests = {
+        make_spec(arithmetic__device="cpu", arithmetic__workers=n, arithmetic__parallel=p).stage_digest
+        for n, p in [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
+    }
+    assert len(digests) == 5
+    assert one.stage_digest == make_spec(arithmetic__device="cpu", resources__cpus_per_worker=3).stage_digest
+
+
 def test_survives_spec_json() -> None:
     """What another process reads is the same spec, down to the order in which a recipe gets its arguments."""
     spec = make_spec(

@@ -32,7 +32,7 @@ def gang_config(directory: Path, workers: int, parallel: str, **changes: Any) ->
     return make_config(
         directory,
         make_table(60),
-        sisa={"num_shards": 2, "num_slices": 2, "epochs": 2},
+        sisa={"num_shards": 1, "num_slices": 2, "epochs": 2},
         arithmetic={"workers": workers, "parallel": parallel},
         resources={"cpus_per_worker": 2 / workers},
         partial_checkpoint_every_s=0.05,
