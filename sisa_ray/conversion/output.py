@@ -50,7 +50,7 @@ def check_place(place: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"--out: {place} is not a directory; name a new one")
     names = {path.name for path in place.iterdir()} if place.exists() else set()
     if names - FILES:
-        odd = sorted(names - FILES)[0]
+        odd = min(names - FILES)
         raise ConfigError(f"--out: {place} holds other files ({odd}); name a new directory, or an empty one")
     if names and not overwrite:
         raise ConfigError(

@@ -32,7 +32,7 @@ Int64Array = npt.NDArray[np.int64]
 NUM_FEATURES = 600
 NUM_TRAIN = 250_000
 NUM_TEST = 50_000
-NUM_PROFILES = 20
+NUM_PROFILES = 10
 STRENGTH = 14
 SHARED = 160
 CHUNK = 10_000
@@ -129,7 +129,8 @@ def _generator(seed: int, *path: int) -> np.random.PCG64:
 
 
 def _bytes(bits: np.random.PCG64, count: int) -> UInt8Array:
-    return bits.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count]
+    words: npt.NDArray[np.uint64] = bits.random_raw(-(-count // 8))
+    return words.astype("<u8").view(np.uint8)[:count]
 
 
 def _to_table(split: Split, features: UInt8Array, labels: Int64Array, first: int) -> pa.Table:

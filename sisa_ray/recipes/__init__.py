@@ -1,4 +1,4 @@
-"""Ready recipes: multi-layer perceptrons for tables, a CNN and a Wide ResNet for images."""
+"""Ready recipes: multi-layer perceptrons for tables, a CNN, ResNets and Wide ResNets for images."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sisa_ray.recipes.cnn import CNNClassifier
     from sisa_ray.recipes.mlp import MLPClassifier, MLPRegressor
+    from sisa_ray.recipes.resnet import ResNetClassifier
     from sisa_ray.recipes.wide_resnet import WideResNetClassifier
 
-__all__ = ["CNNClassifier", "MLPClassifier", "MLPRegressor", "WideResNetClassifier"]
+__all__ = ["CNNClassifier", "MLPClassifier", "MLPRegressor", "ResNetClassifier", "WideResNetClassifier"]
 
 _HOMES = {
     "CNNClassifier": "cnn",
     "MLPClassifier": "mlp",
     "MLPRegressor": "mlp",
+    "ResNetClassifier": "resnet",
     "WideResNetClassifier": "wide_resnet",
 }
 
