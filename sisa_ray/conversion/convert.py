@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sisa_ray.conversion.arrays import ArrayReader
 from sisa_ray.conversion.images import ImageReader, class_folders
 from sisa_ray.conversion.labels import Labels, LabelType
-from sisa_ray.conversion.output import check_place, fresh_directory
+from sisa_ray.conversion.output import free_place, fresh_directory
 from sisa_ray.conversion.rows import Findings, Names, Reader, Rows
 from sisa_ray.conversion.tables import TableReader
 from sisa_ray.core.errors import ConfigError, DataError, SourceMissing
@@ -91,7 +91,7 @@ def convert(job: Conversion) -> Converted:
         DataError: where an input is broken or does not fit; nothing is written then.
     """
     job = _checked(job)
-    check_place(Path(job.out).expanduser().absolute(), overwrite=job.overwrite)
+    free_place(job.out, overwrite=job.overwrite)
     notices = []
     paths = [_found(text) for text in (*job.inputs, *job.test)]
     kinds = {_kind(path) for path in paths}
@@ -118,7 +118,7 @@ def convert(job: Conversion) -> Converted:
         for path in paths[len(job.inputs) :]:
             for rows in _reader(path, job, job.names).pieces(findings):
                 test.write(rows, str(path))
-        _check_filled(job, train, test)
+        _check_tables(job, train, test)
         if job.classes is not None:
             text = json.dumps({"classes": list(job.classes)}, indent=2, ensure_ascii=False)
             (directory / "classes.json").write_text(text + "\n", encoding="utf-8")
@@ -296,8 +296,18 @@ def _check_names(job: Conversion, kind: str) -> None:
         raise ConfigError(f"--features: {double[0]!r} is named twice; features are neither labels nor ids")
 
 
-def _check_filled(job: Conversion, train: _Table, test: _Table) -> None:
+def _check_tables(job: Conversion, train: _Table, test: _Table) -> None:
     if not train.num_rows:
         raise DataError(f"{', '.join(job.inputs)}: no records are left to train on; give more")
+    for role in ("features", "label"):
+        there, here = (_type_of(table, role) for table in (train, test))
+        if test.num_rows and there != here:
+            raise DataError(f"test: {role} are {here}, but {there} in training; they must be of one type")
     if not test.num_rows and (job.test or job.test_share or job.test_names):
         raise DataError("test: no records are left to test on; give more, or a larger --test-share")
+
+
+def _type_of(table: _Table, column: str) -> str:
+    if table.schema is None or column not in table.schema.names:
+        return "missing"
+    return str(table.schema.field(column).type)

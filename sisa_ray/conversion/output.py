@@ -33,7 +33,7 @@ def fresh_directory(out: str, *, overwrite: bool) -> Iterator[Path]:
     try:
         staging.mkdir()
         yield staging
-        check_place(place, overwrite=overwrite)
+        free_place(out, overwrite=overwrite)  # nobody may have come in meanwhile
         _take_name(staging, place)
     except OSError as error:
         name = error.filename or place
@@ -42,8 +42,13 @@ def fresh_directory(out: str, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_place(place: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken."""
+def free_place(out: str, *, overwrite: bool) -> Path:
+    """Where ``out`` is; errors as :func:`fresh_directory`."""
+    if "://" in out:
+        raise ConfigError(
+            f"--out: must be a local directory, not {out!r}; copy the files to the bucket afterwards"
+        )
+    place = Path(out).expanduser().absolute()
     if not place.parent.is_dir():
         raise ConfigError(f"--out: the directory {place.parent} does not exist; make it first")
     if place.is_symlink() or (place.exists() and not place.is_dir()):
@@ -56,6 +61,7 @@ def check_place(place: Path, *, overwrite: bool) -> None:
         raise ConfigError(
             f"--out: {place} already holds {', '.join(sorted(names))}; name another directory, or give --overwrite"
         )
+    return place
 
 
 def _take_name(staging: Path, place: Path) -> None:

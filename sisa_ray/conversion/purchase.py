@@ -130,7 +130,7 @@ def _generator(seed: int, *path: int) -> np.random.PCG64:
 
 def _bytes(bits: np.random.PCG64, count: int) -> UInt8Array:
     words: npt.NDArray[np.uint64] = bits.random_raw(-(-count // 8))
-    return words.astype("<u8").view(np.uint8)[:count]
+    return np.frombuffer(words.astype("<u8").tobytes(), dtype=np.uint8, count=count)
 
 
 def _to_table(split: Split, features: UInt8Array, labels: Int64Array, first: int) -> pa.Table:

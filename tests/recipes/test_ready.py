@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -187,7 +187,7 @@ def test_resnets_are_those_of_he_et_al(depth: int, num_parameters: int, num_conv
     spec = RecipeSpec(class_path="sisa_ray.recipes.ResNetClassifier", args=args)
     made = spec.factory(pa.schema([("features", pa.binary()), ("label", pa.int64())]))()
     with torch.device("meta"):  # shapes alone
-        model = made.build_model()
+        model = cast(torch.nn.Sequential, made.build_model())
         before_pooling = model[:-3](torch.zeros(1, 3, 64, 64))
     assert sum(p.numel() for p in model.parameters()) == num_parameters  # the published numbers
     assert sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) == num_convolutions
@@ -197,8 +197,9 @@ def test_resnets_are_those_of_he_et_al(depth: int, num_parameters: int, num_conv
 def test_the_small_stem_keeps_the_pixels() -> None:
     args = {"num_classes": 3, "shape": [3, 32, 32], "depth": 18, "width": 2, "stem": "small"}
     spec = RecipeSpec(class_path="sisa_ray.recipes.ResNetClassifier", args=args)
-    model = spec.factory(pa.schema([("features", pa.binary()), ("label", pa.int64())]))().build_model()
+    made = spec.factory(pa.schema([("features", pa.binary()), ("label", pa.int64())]))()
     with torch.no_grad():
+        model = cast(torch.nn.Sequential, made.build_model())
         assert model[:-3](torch.zeros(1, 3, 32, 32)).shape == (1, 16, 4, 4)
 
 
