@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from sisa_ray.conversion.rows import PIECE_BYTES, Findings, Rows
 from sisa_ray.core.errors import DataError
+from sisa_ray.storage.source import unreadable
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 _MOST_IMAGES = 1024
@@ -36,18 +37,16 @@ class ImageReader:
         Raises:
             DataError: for an image that cannot be decoded, or lies outside the class folders.
         """
-        from sisa_ray.recipes.columns import undecodable
-
         paths: list[Path] = []
         num_bytes = 0
         for path in self._images(findings):
             paths.append(path)
             num_bytes += path.stat().st_size
             if num_bytes >= PIECE_BYTES or len(paths) >= _MOST_IMAGES:
-                yield self._rows(paths, undecodable)
+                yield self._rows(paths)
                 paths, num_bytes = [], 0
         if paths:
-            yield self._rows(paths, undecodable)
+            yield self._rows(paths)
 
     def _images(self, findings: Findings) -> Iterator[Path]:
         outside = [p for p in self.path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES]
@@ -62,9 +61,10 @@ class ImageReader:
                 else:
                     yield path
 
-    def _rows(self, paths: list[Path], undecodable: object) -> Rows:
-        assert callable(undecodable)
-        column = pa.array([path.read_bytes() for path in paths], pa.binary())
+    def _rows(self, paths: list[Path]) -> Rows:
+        from sisa_ray.recipes.columns import undecodable  # imports torch
+
+        column = pa.array(list(map(_contents, paths)), pa.binary())
         for row in undecodable(column):
             raise DataError(f"{paths[row]}: is no image that can be decoded; mend or remove it")
         relative = [path.relative_to(self.path) for path in paths]
@@ -74,3 +74,10 @@ class ImageReader:
             features=column,
             labels=np.array([path.parts[0] for path in relative]),
         )
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(str(path), error) from None

@@ -23,12 +23,7 @@ def fresh_directory(out: str, *, overwrite: bool) -> Iterator[Path]:
         ConfigError: where ``out`` is taken and ``overwrite`` is not given, or holds files of others.
         StorageError: where it cannot be written.
     """
-    if "://" in out:
-        raise ConfigError(
-            f"--out: must be a local directory, not {out!r}; copy the files to the bucket afterwards"
-        )
-    place = Path(out).expanduser().absolute()
-    check_place(place, overwrite=overwrite)
+    place = free_place(out, overwrite=overwrite)
     staging = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     try:
         staging.mkdir()

@@ -116,7 +116,8 @@ def _profiles(seed: int) -> UInt8Array:
     own = _signs(bits, NUM_PROFILES)
     is_shared = _bytes(bits, NUM_PROFILES * NUM_FEATURES).reshape(own.shape) < SHARED
     preference = STRENGTH * np.where(is_shared, by_class, own)
-    return np.clip(popularity + preference, 1, 255).astype(np.uint8)
+    chance: Int64Array = np.clip(popularity + preference, 1, 255)
+    return chance.astype(np.uint8)
 
 
 def _signs(bits: np.random.PCG64, rows: int) -> Int64Array:
