@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 		{ echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (the first time this takes minutes)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,transfer]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[convert,demo,dev,transfer]'
 	@touch $@
 
 demo: $(READY) ## Train on handwritten digits, forget three people, prove it, draw it

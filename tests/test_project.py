@@ -34,7 +34,7 @@ MAX_LINES = 400
 LAYERS = ("core", "storage", "learning", "execution", "service")
 """From the bottom up. A module imports from its own layer and those before it."""
 
-BESIDE = {"planning": "core", "recipes": "learning", "serving": "service"}
+BESIDE = {"planning": "core", "recipes": "learning", "conversion": "learning", "serving": "service"}
 """Packages that are part of another layer."""
 
 LOWEST_LAYER = {
@@ -52,6 +52,7 @@ LOWEST_LAYER = {
     "PIL": "learning",
     "efficientnet_lite_pytorch": "learning",
     "safetensors": "learning",
+    "scipy": "learning",
     "torch": "learning",
     "ray": "execution",
     "fastapi": "service",
@@ -148,7 +149,7 @@ def test_imports_point_down() -> None:
     assert not above
 
 
-@pytest.mark.parametrize("layer", ["core", "planning", "storage", "learning", "recipes"])
+@pytest.mark.parametrize("layer", ["core", "planning", "storage", "learning", "recipes", "conversion"])
 def test_layer_imports_where_those_above_are_not_installed(layer: str) -> None:
     """A whole interpreter, since one import pulls in others: none of them may need Ray, for example."""
     missing = sorted(package for package, lowest in LOWEST_LAYER.items() if rank(lowest) > rank(layer))
@@ -173,7 +174,11 @@ def test_modules_are_small_rooms() -> None:
 
 @pytest.mark.parametrize(
     ("directory", "extras"),
-    [("sisa_ray", ["demo", "transfer"]), ("tests", ["demo", "dev"]), ("benchmarks", ["demo", "dev"])],
+    [
+        ("sisa_ray", ["convert", "demo", "transfer"]),
+        ("tests", ["convert", "demo", "dev"]),
+        ("benchmarks", ["demo", "dev"]),
+    ],
 )
 def test_what_is_imported_is_declared(directory: str, extras: list[str]) -> None:
     declared = {canonicalize_name(r.name) for r in requirements(*extras)}
@@ -195,7 +200,7 @@ def test_constraints_are_exact_and_within_the_ranges() -> None:
         canonicalize_name(name): Version(version) for name, _, version in (x.partition("==") for x in lines)
     }
     assert len(pins) == len(lines)
-    for requirement in requirements("demo", "dev", "transfer"):
+    for requirement in requirements("convert", "demo", "dev", "transfer"):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 

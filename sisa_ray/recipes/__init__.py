@@ -1,4 +1,4 @@
-"""Ready recipes: multi-layer perceptrons for tables, a CNN and a Wide ResNet for images, and pre-trained ones."""
+"""Ready recipes: multi-layer perceptrons for tables, CNNs and ResNets for images, and pre-trained ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from sisa_ray.recipes.cnn import CNNClassifier
     from sisa_ray.recipes.lora import LoRAClassifier
     from sisa_ray.recipes.mlp import MLPClassifier, MLPRegressor
+    from sisa_ray.recipes.resnet import ResNetClassifier
     from sisa_ray.recipes.transfer import TransferClassifier
     from sisa_ray.recipes.wide_resnet import WideResNetClassifier
 
@@ -16,6 +17,7 @@ __all__ = [
     "LoRAClassifier",
     "MLPClassifier",
     "MLPRegressor",
+    "ResNetClassifier",
     "TransferClassifier",
     "WideResNetClassifier",
 ]
@@ -25,6 +27,7 @@ _HOMES = {
     "LoRAClassifier": "lora",
     "MLPClassifier": "mlp",
     "MLPRegressor": "mlp",
+    "ResNetClassifier": "resnet",
     "TransferClassifier": "transfer",
     "WideResNetClassifier": "wide_resnet",
 }

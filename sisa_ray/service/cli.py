@@ -12,6 +12,7 @@ import typer
 from sisa_ray import __version__
 from sisa_ray.core.errors import ConfigError
 from sisa_ray.service import (
+    convert_commands,
     coordinator_commands,
     desk_commands,
     evidence_commands,
@@ -275,6 +276,7 @@ _COMMANDS = (
     serve_command,
     token_commands,
     plan_commands,
+    convert_commands,
 )
 for commands_of in _COMMANDS:
     commands_of.add_to(app)

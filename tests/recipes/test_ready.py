@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,10 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
             "lr_schedule": "cosine",
             "channels_last": True,
         },
+    ),
+    "resnet-50": (
+        "ResNetClassifier",
+        {**IMAGES, "depth": 50, "width": 2, "stem": "small", "flip": True, "lr": 0.01},
     ),
     "wide-resnet": ("WideResNetClassifier", {**IMAGES, "shift": 1, "dropout": 0.1, "lr_schedule": "step"}),
 }
@@ -175,6 +179,30 @@ def test_wide_resnet_is_the_papers() -> None:
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("depth", "num_parameters", "num_convolutions"), [(18, 11_689_512, 20), (50, 25_557_032, 53)]
+)
+def test_resnets_are_those_of_he_et_al(depth: int, num_parameters: int, num_convolutions: int) -> None:
+    args = {"num_classes": 1000, "shape": [3, 224, 224], "depth": depth}
+    spec = RecipeSpec(class_path="sisa_ray.recipes.ResNetClassifier", args=args)
+    made = spec.factory(pa.schema([("features", pa.binary()), ("label", pa.int64())]))()
+    with torch.device("meta"):  # shapes alone
+        model = cast(torch.nn.Sequential, made.build_model())
+        before_pooling = model[:-3](torch.zeros(1, 3, 64, 64))
+    assert sum(p.numel() for p in model.parameters()) == num_parameters  # the published numbers
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) == num_convolutions
+    assert before_pooling.shape == (1, 512 if depth == 18 else 2048, 2, 2)
+
+
+def test_the_small_stem_keeps_the_pixels() -> None:
+    args = {"num_classes": 3, "shape": [3, 32, 32], "depth": 18, "width": 2, "stem": "small"}
+    spec = RecipeSpec(class_path="sisa_ray.recipes.ResNetClassifier", args=args)
+    made = spec.factory(pa.schema([("features", pa.binary()), ("label", pa.int64())]))()
+    with torch.no_grad():
+        model = cast(torch.nn.Sequential, made.build_model())
+        assert model[:-3](torch.zeros(1, 3, 32, 32)).shape == (1, 16, 4, 4)
+
+
 def test_pixels_in_either_layout_are_the_same_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
     decoded = []
@@ -235,6 +263,10 @@ def test_a_model_s_start_is_the_checkpoint_s_when_there_is_one() -> None:
         ("CNNClassifier", {"shift": 8}, r"shift: must be at least 0 and less than the image's size, not 8"),
         ("CNNClassifier", {"channels": [2] * 4}, r"channels: 4 poolings leave nothing of \(8, 8\) pixels"),
         ("CNNClassifier", {"channels": []}, r"channels, hidden: must be positive, not \[\]"),
+        ("ResNetClassifier", {"depth": 34}, r"depth: must be 18 or 50, not 34"),
+        ("ResNetClassifier", {"width": 0}, r"width: must be positive, not 0"),
+        ("ResNetClassifier", {"stem": "tiny"}, r"stem: must be imagenet or small, not 'tiny'"),
+        ("ResNetClassifier", {}, r"shape: images of \(8, 8\) pixels are too small .* 32; set stem: small"),
         ("WideResNetClassifier", {"width": 0}, r"blocks, width: must be positive, not 1, 0"),
     ],
 )
