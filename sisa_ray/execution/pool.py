@@ -21,7 +21,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from sisa_ray.core.errors import ExecutionError, SisaError
+from sisa_ray.core.errors import ClusterError, ExecutionError, SisaError
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, ShardActor
 from sisa_ray.execution.events import Notice, OnEvent, ShardEvent, StageFinished, StageProgress
@@ -89,7 +89,7 @@ class ShardPool:
         """Shards that the cluster, as it is now, can train side by side.
 
         Raises:
-            ExecutionError: where no node could ever hold one; says what the nodes have.
+            ClusterError: where no node could ever hold one; says what the nodes have.
         """
         fits = 0
         seen = []
@@ -101,7 +101,7 @@ class ShardPool:
             by_gpu = gpus / self._num_gpus if self._num_gpus else float("inf")
             fits += int(min(cpus / self._num_cpus, by_gpu))
         if fits == 0:
-            raise ExecutionError(
+            raise ClusterError(
                 f"resources: a shard needs cpus_per_shard={self._num_cpus:g} and gpus_per_shard={self._num_gpus:g}, "
                 f"but no node of the cluster has them (nodes: {'; '.join(seen) or 'none'}); "
                 "ask for less, or add such a node"

@@ -217,6 +217,7 @@ class Session:
         run = self.run
         self._say("starting shard actors")
         pool = self.workers.pool(run.spec, self.report)
+        self.workers.require_reach(run.address)
         pool.start(len(plans))
         job = BuildJob(store=run.store, columns=run.state.columns, attempt=self.attempt)
         if not self._replica:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import ray
-
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.actor import ActorContext
+from sisa_ray.execution.cluster import Reach, ensure_ray
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.pool import ShardPool
-
-
-def ensure_ray() -> None:
-    """Join the Ray cluster that is there (``RAY_ADDRESS`` or a running one), or start a local one."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Workers:
@@ -27,6 +19,7 @@ class Workers:
     def __init__(self) -> None:
         self._pool: ShardPool | None = None
         self._spec: Spec | None = None
+        self._reach = Reach()
 
     def __enter__(self) -> Workers:
         return self
@@ -52,6 +45,20 @@ class Workers:
     def join_ray(self) -> None:
         """Have Ray, for work that needs no shard actors."""
         ensure_ray()
+
+    def require_reach(self, url: str) -> None:
+        """See :meth:`~sisa_ray.execution.cluster.Reach.require`; of no concern before Ray is joined."""
+        self._reach.require(url)
+
+    def require_slots(self, spec: Spec, url: str) -> None:
+        """Join Ray, and refuse at once what its cluster cannot train.
+
+        Raises:
+            ConfigError: where the storage at ``url`` is not the same for every node.
+            ClusterError: where no node could ever hold a shard.
+        """
+        self.num_slots(spec)
+        self.require_reach(url)
 
     def num_slots(self, spec: Spec) -> int:
         """Shards of ``spec`` that the cluster can train side by side."""
