@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes and an S3 server, each on a machine of its own, and jobs submitted to it from outside."""
+"""A Ray cluster of three nodes and an S3 server, each on a machine of its own; jobs come from outside."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class RayCluster:
 
     def log(self, job: str) -> str:
         """What a job has written."""
-        return self._ask(f"/api/jobs/{job}/logs").get("logs", "")
+        return str(self._ask(f"/api/jobs/{job}/logs").get("logs", ""))
 
     def wait(self, job: str, *, timeout_s: float) -> JobResult:
         """Wait until a job has ended."""
