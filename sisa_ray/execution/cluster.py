@@ -97,6 +97,11 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def has_had_nodes() -> bool:
+    """Whether the cluster that this process has joined has, or had, more nodes than one."""
+    return ray.is_initialized() and len(ray.nodes()) > 1
+
+
 class Reach:
     """Sees to it that storage is the same for every node; asks each node once.
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 _MAX_DEATHS_WITHOUT_PROGRESS = 5
 _NO_SHARD = -1
+_PROCESS_ENDED = "worker process has died"
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, OutOfMemoryError)
 
 T = TypeVar("T")
@@ -69,11 +70,21 @@ class _Busy:
 class ShardPool:
     """Shard actors of one run. Use as a context manager: leaving it releases every actor."""
 
-    def __init__(self, context: ActorContext, *, num_cpus: float, num_gpus: float, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        context: ActorContext,
+        *,
+        num_cpus: float,
+        num_gpus: float,
+        on_event: OnEvent,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_lost`` is called where an actor is out of reach, and may go on writing where it is."""
         self._context = context
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
         self.on_event = on_event
+        self._on_lost = on_lost
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, _Busy] = {}
@@ -291,6 +302,9 @@ class ShardPool:
         return None
 
     def _count_death(self, shard: int, error: Exception) -> None:
+        # Of its process a node tells; of a whole node that is silent nobody knows what runs there.
+        if _PROCESS_ENDED not in str(error):
+            self._on_lost()
         self._deaths[shard] = self._deaths.get(shard, 0) + 1
         if self._deaths[shard] >= _MAX_DEATHS_WITHOUT_PROGRESS:
             who = f"shard {shard}: its actor" if shard >= 0 else "shard actors"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.actor import ActorContext
-from sisa_ray.execution.cluster import Reach, ensure_ray
+from sisa_ray.execution.cluster import Reach, ensure_ray, has_had_nodes
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.pool import ShardPool
 
@@ -20,6 +21,8 @@ class Workers:
         self._pool: ShardPool | None = None
         self._spec: Spec | None = None
         self._reach = Reach()
+        self.lost_at: float | None = None
+        """When shard actors were lost that may still write, on the monotonic clock; None where there are none."""
 
     def __enter__(self) -> Workers:
         return self
@@ -45,6 +48,18 @@ class Workers:
     def join_ray(self) -> None:
         """Have Ray, for work that needs no shard actors."""
         ensure_ray()
+
+    def note_lost(self) -> None:
+        """Actors may be left that nobody can reach, and write."""
+        self.lost_at = time.monotonic()
+
+    def note_ended(self) -> None:
+        """Whatever was lost has ended."""
+        self.lost_at = None
+
+    def may_lose_actors(self) -> bool:
+        """Whether actors can outlive the process that they work for: on other nodes, that is."""
+        return has_had_nodes()
 
     def require_reach(self, url: str) -> None:
         """See :meth:`~sisa_ray.execution.cluster.Reach.require`; of no concern before Ray is joined."""
@@ -77,7 +92,11 @@ class Workers:
                 gpus = 1.0 if config.arithmetic.device == "cuda" else 0.0
             context = ActorContext(spec=spec, search_path=(*spec.code_dirs, *sys.path))
             self._pool = ShardPool(
-                context, num_cpus=config.resources.cpus_per_shard, num_gpus=gpus, on_event=on_event
+                context,
+                num_cpus=config.resources.cpus_per_shard,
+                num_gpus=gpus,
+                on_event=on_event,
+                on_lost=self.note_lost,
             )
         self._pool.on_event = on_event
         return self._pool

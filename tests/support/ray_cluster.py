@@ -24,7 +24,8 @@ HEAD, NODES, S3 = "head", ("node1", "node2"), "s3"
 _RAY_PORT, _DASHBOARD_PORT = 6379, 8265
 _S3_PORTS = range(8333, 8333 + NUM_PORTS)
 _OBJECT_STORE_BYTES = 100 * 2**20
-_START_S = 120.0
+_START_S = 180.0
+_ENDS_S = 20.0
 _POLL_S = 0.5
 _ANSWER_S = 20.0
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -88,6 +89,8 @@ class RayCluster:
 
     def start_head(self) -> None:
         """Start the head, where it has been before with all that it knew then."""
+        # Says that a cluster is running at this address, which keeps Ray from starting one there.
+        (self.network.disk_of(HEAD) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         state = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.network.disk / "gcs")}
         dashboard = [f"--dashboard-host={self.network.address(HEAD)}", f"--dashboard-port={_DASHBOARD_PORT}"]
         self._start_ray(HEAD, ["--head", f"--port={_RAY_PORT}", *dashboard], state)
@@ -95,6 +98,21 @@ class RayCluster:
     def start_node(self, node: str) -> None:
         """Start a node that is to join the head."""
         self._start_ray(node, [f"--address={self.network.address(HEAD)}:{_RAY_PORT}"], {})
+
+    def see_to(self, node: str) -> None:
+        """Start a node again where its Ray has ended, as whatever watches over a node does.
+
+        One that was cut off for long ends by itself, or when it hears that the head took it for dead.
+        """
+        deadline = time.monotonic() + _ENDS_S
+        while self.network.processes(node) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if not self.network.processes(node):
+            self.start_node(node)
+
+    def wait_for_head(self) -> None:
+        """Wait until the head answers."""
+        self._wait("the head", lambda: self.num_nodes() > 0)
 
     def wait_for_nodes(self, number: int) -> None:
         """Wait until exactly so many nodes are alive, and jobs are taken."""
@@ -114,6 +132,21 @@ class RayCluster:
             "RAY_ADDRESS": self.dashboard,
         }
         return self.network.run(OUTSIDE, command, environment=environment, cwd=cwd)
+
+    def on_head(self, command: Sequence[str]) -> str:
+        """What a program says on the head node, where the keyring is."""
+        done = self.network.run(HEAD, command, environment=self.environment)
+        if done.returncode:
+            raise RuntimeError(f"{command}:\n{done.stdout}")
+        return done.stdout
+
+    def store(self, bucket: str, objects: Mapping[str, bytes]) -> None:
+        """Make a bucket with these objects in it."""
+        with self.network.entered():
+            client = self.s3.client()
+            client.create_bucket(Bucket=bucket)
+            for key, body in objects.items():
+                client.put_object(Bucket=bucket, Key=key, Body=body)
 
     def submit(self, directory: Path, script: str, *args: str) -> str:
         """Submit an entry point of ``jobs/`` with a working directory; the job's id."""
