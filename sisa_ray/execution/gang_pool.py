@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,9 +24,9 @@ _STOP_S = 60.0
 class GangPool(ShardPool):
     """A :class:`ShardPool` whose shards are built by gangs; the self-check and predictions are single calls."""
 
-    def __init__(self, context: ActorContext, *, on_event: OnEvent) -> None:
-        super().__init__(context, on_event=on_event)
-        self._owners = _Owners(context, on_event=on_event)
+    def __init__(self, context: ActorContext, *, on_event: OnEvent, on_lost: Callable[[], None]) -> None:
+        super().__init__(context, on_event=on_event, on_lost=on_lost)
+        self._owners = _Owners(context, on_event=on_event, on_lost=on_lost)
 
     def num_slots(self) -> int:
         """Shards that the cluster, as it is now, can train side by side.
@@ -62,10 +62,10 @@ class GangPool(ShardPool):
 class _Owners(ShardPool):
     """Actors that start a shard's workers and pass on what they say."""
 
-    def __init__(self, context: ActorContext, *, on_event: OnEvent) -> None:
+    def __init__(self, context: ActorContext, *, on_event: OnEvent, on_lost: Callable[[], None]) -> None:
         config = context.spec.config
         room = Room(worker_slot_of(config), config.resources, num_each=config.arithmetic.workers)
-        super().__init__(replace(context, gang=run_gang), on_event=on_event, room=room)
+        super().__init__(replace(context, gang=run_gang), on_event=on_event, on_lost=on_lost, room=room)
 
     def _new_actor(self, after: Platform | None) -> Any:
         # Two at once: whoever builds can be told to stop.

@@ -39,6 +39,7 @@ _SPARE_S = 10.0
 """Seconds after which an actor that nothing waits for is let go of while others are still at work."""
 _MAX_DEATHS_WITHOUT_PROGRESS = 5
 _NO_SHARD = -1
+_PROCESS_ENDED = "worker process has died"
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, OutOfMemoryError)
 
 T = TypeVar("T")
@@ -77,11 +78,20 @@ class _Busy:
 class ShardPool:
     """Shard actors of one run. Use as a context manager: leaving it releases every actor."""
 
-    def __init__(self, context: ActorContext, *, on_event: OnEvent, room: Room | None = None) -> None:
+    def __init__(
+        self,
+        context: ActorContext,
+        *,
+        on_event: OnEvent,
+        on_lost: Callable[[], None] = lambda: None,
+        room: Room | None = None,
+    ) -> None:
+        """``on_lost`` is called where an actor is out of reach, and may go on writing where it is."""
         config = context.spec.config
         self._context = context
         self._room = room or Room(slot_of(config), config.resources)
         self.on_event = on_event
+        self._on_lost = on_lost
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, _Busy] = {}
@@ -102,7 +112,7 @@ class ShardPool:
         """Shards that the cluster, as it is now, can train side by side.
 
         Raises:
-            ExecutionError: where no node could ever hold one, and none is to come; says what the nodes have.
+            ClusterError: where no node could ever hold one, and none is to come; says what the nodes have.
         """
         return self._room.num_slots()
 
@@ -359,6 +369,9 @@ class ShardPool:
         return None
 
     def _count_death(self, shard: int, error: Exception) -> None:
+        # Of its process a node tells; of a whole node that is silent nobody knows what runs there.
+        if _PROCESS_ENDED not in str(error):
+            self._on_lost()
         self._deaths[shard] = self._deaths.get(shard, 0) + 1
         if self._deaths[shard] >= _MAX_DEATHS_WITHOUT_PROGRESS:
             who = f"shard {shard}: its actor" if shard >= 0 else "shard actors"

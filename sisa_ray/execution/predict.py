@@ -199,6 +199,7 @@ def constituent_predictions(
 ) -> list[Floats]:
     """What each constituent says about each row of ``table`` (role columns): ``(N, C)`` or ``(N, D)`` each."""
     pool = workers.pool(run.spec, ignore)
+    workers.require_reach(run.address)
     job = BuildJob(store=run.store, columns=run.state.columns, attempt="")
     rows: pa.Table | Batch = table
     if run.spec.backbone is not None and table.num_rows:  # once, whatever the number of constituents

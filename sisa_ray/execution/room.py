@@ -7,7 +7,7 @@ import time
 import ray
 
 from sisa_ray.core.config import ResourcesConfig
-from sisa_ray.core.errors import ExecutionError
+from sisa_ray.core.errors import ClusterError
 from sisa_ray.core.placement import Node, Slot, lack_of, num_slots
 from sisa_ray.execution.events import Notice, OnEvent
 
@@ -48,12 +48,12 @@ class Room:
         """Shards that may be under way at once.
 
         Raises:
-            ExecutionError: where no node could ever hold one, and none is to come; says what the nodes have.
+            ClusterError: where no node could ever hold one, and none is to come; says what the nodes have.
         """
         fits = self._fits()
         self._had_room = self._had_room or fits > 0
         if fits == 0 and not self._patience_s:
-            raise ExecutionError(self._lack())
+            raise ClusterError(self._lack())
         limit = self._resources.max_slots
         # Whoever is asked for and fits nowhere is what an autoscaler sees.
         return max(1, fits) if limit == "auto" else limit
@@ -62,7 +62,7 @@ class Room:
         """To be called again and again while shards wait: gives up once no node has come for too long.
 
         Raises:
-            ExecutionError: what the nodes have, then.
+            ClusterError: what the nodes have, then.
         """
         if self._fits():
             self._waiting_since = None
@@ -73,7 +73,7 @@ class Room:
             )
         elif time.monotonic() - self._waiting_since > self._patience_s:
             self._waiting_since = None
-            raise ExecutionError(self._lack())
+            raise ClusterError(self._lack())
 
     def leave(self) -> None:
         """Nobody waits any more."""
