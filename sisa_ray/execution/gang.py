@@ -25,11 +25,12 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sisa_ray.core.errors import ExecutionError, SisaError, WorkerLost
+from sisa_ray.core.errors import SisaError, WorkerLost
 from sisa_ray.core.placement import worker_slot_of
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, Emit
 from sisa_ray.execution.events import ShardEvent
+from sisa_ray.execution.failures import of_recipe
 from sisa_ray.execution.gang_worker import GangWorker
 from sisa_ray.execution.logs import shard_log
 
@@ -104,7 +105,7 @@ def run_gang(
     own = [errors[rank] for rank in sorted(errors) if not _is_loss(errors[rank])]
     if not own:
         raise WorkerLost(f"shard {plan.shard}: {str(problem).strip().splitlines()[-1]}")
-    raise own[0] if isinstance(own[0], SisaError) else _of_recipe(own[0], plan.shard)
+    raise own[0] if isinstance(own[0], SisaError) else of_recipe(own[0], plan.shard)
 
 
 def _work(context: ActorContext, job: BuildJob, plan: ShardPlan, board: Any) -> None:
@@ -166,9 +167,3 @@ def _pass_on(board: Any, emit: Emit, *, stop: bool = False) -> dict[int, BaseExc
 def _is_loss(error: BaseException) -> bool:
     """Whether a worker says no more than that another one is gone: gloo has no error of its own, NCCL has."""
     return isinstance(error, (WorkerLost, dist.DistError)) or "gloo" in str(error)
-
-
-def _of_recipe(error: BaseException, shard: int) -> ExecutionError:
-    return ExecutionError(
-        f"shard {shard}: the recipe or its training failed with {type(error).__name__}: {error}"
-    )

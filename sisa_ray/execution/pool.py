@@ -24,11 +24,12 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from sisa_ray.core.errors import ExecutionError, SisaError, WorkerLost
+from sisa_ray.core.errors import ExecutionError, WorkerLost
 from sisa_ray.core.placement import ACCELERATOR_LABEL, Platform, kind_for, next_match, slot_of
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob
 from sisa_ray.execution.events import Notice, OnEvent, ShardEvent, StageFinished, StageProgress
+from sisa_ray.execution.failures import cause_of
 from sisa_ray.execution.room import Room
 from sisa_ray.execution.shell import ShardShell
 
@@ -360,7 +361,7 @@ class ShardPool:
                 self.on_event(Notice(text=f"shard {shard}: a worker died; going on from the last checkpoint"))
                 return replan(shard)
             ray.kill(work.actor)
-            raise _cause(error, shard) from None
+            raise cause_of(error, shard) from None
         if isinstance(event, (StageFinished, StageProgress)):
             self._deaths.pop(shard, None)
         handle(event)
@@ -384,7 +385,7 @@ class ShardPool:
         try:
             return ray.get(ref)
         except RayTaskError as error:
-            raise _cause(error, None) from None
+            raise cause_of(error, None) from None
 
 
 _REMOTE: Any = ray.remote(ShardShell)
@@ -393,14 +394,3 @@ _REMOTE: Any = ray.remote(ShardShell)
 def _after(plan: ShardPlan) -> Platform | None:
     """Where the checkpoint was computed from which a plan goes on."""
     return None if plan.start is None else plan.start.platform
-
-
-def _cause(error: RayTaskError, shard: int | None) -> SisaError:
-    """The user-facing error behind a failed call."""
-    cause = error.cause
-    where = "" if shard is None else f"shard {shard}: "
-    if isinstance(cause, SisaError):
-        return cause
-    return ExecutionError(
-        f"{where}the recipe or its training failed with {type(cause).__name__}: {cause}\n{error}"
-    )

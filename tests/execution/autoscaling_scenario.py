@@ -11,10 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from sisa_ray.service.environment import quiet_ray
-
-quiet_ray()
-
 import ray
 
 from sisa_ray.execution import commands
@@ -36,6 +32,12 @@ def num_nodes_later() -> int:
     return count
 
 
+def tell(done: str, before: int, num_rebuilt: int) -> None:
+    """Print what was done, and how many nodes there were before, are, and will be."""
+    said = {"done": done, "rebuilt": num_rebuilt, "before": before, "during": num_nodes()}
+    sys.stdout.write(json.dumps({**said, "after": num_nodes_later()}) + "\n")
+
+
 def main(directory: Path) -> None:
     """Train on at most two nodes, then forget one person."""
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -47,20 +49,10 @@ def main(directory: Path) -> None:
     )
     before = num_nodes()
     commands.train(config)
-    print(json.dumps({"done": "train", "before": before, "during": num_nodes(), "after": num_nodes_later()}))
+    tell("train", before, 3)
     before = num_nodes()
     result = commands.unlearn(config, ["p7"])
-    print(
-        json.dumps(
-            {
-                "done": "unlearn",
-                "rebuilt": len(result.shards_rebuilt),
-                "before": before,
-                "during": num_nodes(),
-                "after": num_nodes_later(),
-            }
-        )
-    )
+    tell("unlearn", before, len(result.shards_rebuilt))
 
 
 if __name__ == "__main__":

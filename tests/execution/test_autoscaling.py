@@ -30,5 +30,5 @@ def test_from_zero_to_what_a_batch_needs_and_back(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     trained, forgotten = map(json.loads, done.stdout.splitlines())
     # Three shards, two slots; then one shard, one slot.
-    assert trained == {"done": "train", "before": 0, "during": 2, "after": 0}
+    assert trained == {"done": "train", "rebuilt": 3, "before": 0, "during": 2, "after": 0}
     assert forgotten == {"done": "unlearn", "rebuilt": 1, "before": 0, "during": 1, "after": 0}

@@ -123,7 +123,7 @@ def test_a_backbone_runs_once_for_a_row_whatever_the_number_of_constituents(tmp_
     assert set(backbones.CALLS) == {4}
     backbones.CALLS.clear()
     for kind in ("full", "one_shard"):
-        baseline(config, kind, new_workers=InlineWorkers)  # type: ignore[arg-type]
+        baseline(config, kind, new_workers=InlineWorkers)
     assert len(backbones.CALLS) == 2 * 60 // 4
     backbones.CALLS.clear()
     predict(config, config.data.test or "", out=str(tmp_path / "out.parquet"), new_workers=InlineWorkers)

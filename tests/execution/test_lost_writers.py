@@ -93,7 +93,7 @@ class Mortal:
 def test_a_process_of_whose_end_its_node_tells_is_not_lost(ray_local: None, config: SisaConfig) -> None:
     lost: list[float] = []
     context = ActorContext(spec=existing_run(config).spec, search_path=())
-    pool = ShardPool(context, num_cpus=1, num_gpus=0, on_event=ignore, on_lost=lambda: lost.append(0.0))
+    pool = ShardPool(context, on_event=ignore, on_lost=lambda: lost.append(0.0))
     failures = [lambda: ray.get(Mortal.remote().end.remote()), _be_cut_off]  # type: ignore[attr-defined]
 
     def work() -> None:

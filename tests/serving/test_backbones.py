@@ -63,5 +63,6 @@ def test_a_replica_with_another_backbone_refuses_to_load(tmp_path: Path) -> None
     spec = run.spec.model_copy(update={"backbone": other})
     with run.lock:
         view = next_view(run.spec, run.state, {}, None)
+    assert view is not None
     with pytest.raises(RunConflict, match="its backbone here is not the run's"):
         ModelLoader(spec, run.store, (0, 1)).load(view, None)
