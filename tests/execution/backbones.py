@@ -32,7 +32,7 @@ class Frozen(MLPClassifier):
             nn.Linear(NUM_FEATURES, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Dropout(0.5)
         )
         with torch.no_grad():
-            layers[0].weight.mul_(self._frozen_scale)  # type: ignore[operator, union-attr]
+            layers[0].weight.mul_(self._frozen_scale)  # type: ignore[operator]
         return layers
 
     def build_model(self) -> nn.Module:
