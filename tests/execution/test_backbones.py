@@ -16,7 +16,7 @@ from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.errors import RecipeError, RunConflict, SelfCheckError
 from sisa_ray.core.order import record_hashes
 from sisa_ray.execution import commands
-from sisa_ray.execution.baselines import baseline
+from sisa_ray.execution.baselines import BaselineKind, baseline
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.predict import predict
 from sisa_ray.execution.verify import verify
@@ -122,7 +122,8 @@ def test_a_backbone_runs_once_for_a_row_whatever_the_number_of_constituents(tmp_
     assert passes + 60 // 4 <= len(backbones.CALLS) <= passes + 60 // 4 + 4
     assert set(backbones.CALLS) == {4}
     backbones.CALLS.clear()
-    for kind in ("full", "one_shard"):
+    kinds: tuple[BaselineKind, ...] = ("full", "one_shard")
+    for kind in kinds:
         baseline(config, kind, new_workers=InlineWorkers)
     assert len(backbones.CALLS) == 2 * 60 // 4
     backbones.CALLS.clear()

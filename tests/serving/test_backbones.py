@@ -62,7 +62,7 @@ def test_a_replica_with_another_backbone_refuses_to_load(tmp_path: Path) -> None
     other = BackboneIdentity(weights="0" * 64, batch_size=4, distributions={})
     spec = run.spec.model_copy(update={"backbone": other})
     with run.lock:
-        view = next_view(run.spec, run.state, {}, None)
+        view = next_view(run.spec, run.state, {})
     assert view is not None
     with pytest.raises(RunConflict, match="its backbone here is not the run's"):
         ModelLoader(spec, run.store, (0, 1)).load(view, None)
