@@ -5,13 +5,15 @@
 PYTHON ?= python3
 # Each test process starts a Ray of its own, of two CPUs.
 TEST_PROCESSES ?= 2
+# --keep leaves the cluster of `make cluster` up until Ctrl-C.
+CLUSTER_OPTIONS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint format type test-sim test-mnist test-crash test-serving test-slow bench clean
+.PHONY: help demo cluster test lint format type test-sim test-mnist test-crash test-serving test-cluster test-slow bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +30,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Train on handwritten digits, forget three people, prove it, draw it
 	@$(BIN)/sisa-ray demo
+
+cluster: $(READY) ## Three Ray nodes and an S3 server in network namespaces, tried out by jobs (needs root)
+	@$(BIN)/python -m tests.support.try_cluster $(CLUSTER_OPTIONS)
 
 test: lint type ## Lint, types, and every test that takes seconds
 	$(PYTEST) --numprocesses $(TEST_PROCESSES) --dist loadfile
@@ -54,6 +59,9 @@ test-crash: $(READY) ## SIGKILL at every point of a run's life, and what is left
 
 test-serving: $(READY) ## Replicas, coordinator, storage and proxy killed and frozen under a service (slow)
 	$(PYTEST) -m slow -s tests/serving
+
+test-cluster: $(READY) ## Nodes of a real cluster killed, cut off and brought back; needs root and iproute2 (slow)
+	$(PYTEST) -m slow -s tests/execution/test_nodes.py
 
 test-slow: $(READY) ## Every slow test
 	$(PYTEST) -m slow

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sisa_ray.core.config import SisaConfig
+from sisa_ray.execution.cluster import ensure_ray
 from sisa_ray.execution.trainer import SisaTrainer
-from sisa_ray.execution.workers import ensure_ray
 
 NUM_ROWS, NUM_FEATURES, NUM_FORGOTTEN = 54_000, 600, 8
 

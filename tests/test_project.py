@@ -72,7 +72,7 @@ COMES_WITH = {
 """Packages that another one is made of, and whose errors it raises."""
 
 MODULES = sorted(
-    p.relative_to(ROOT) for d in ("sisa_ray", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py")
+    p.relative_to(ROOT) for d in ("sisa_ray", "tests", "benchmarks", "jobs") for p in (ROOT / d).rglob("*.py")
 )
 IN_LAYERS = [p for p in MODULES if p.parts[0] == "sisa_ray" and len(p.parts) > 2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -172,7 +172,7 @@ def test_modules_are_small_rooms() -> None:
 
 @pytest.mark.parametrize(
     ("directory", "extras"),
-    [("sisa_ray", ["demo"]), ("tests", ["demo", "dev"]), ("benchmarks", ["demo", "dev"])],
+    [("sisa_ray", ["demo"]), ("jobs", []), ("tests", ["demo", "dev"]), ("benchmarks", ["demo", "dev"])],
 )
 def test_what_is_imported_is_declared(directory: str, extras: list[str]) -> None:
     declared = {canonicalize_name(r.name) for r in requirements(*extras)}

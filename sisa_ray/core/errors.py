@@ -35,6 +35,10 @@ class RecipeError(SisaError):
     """A recipe cannot be imported, is incomplete, or breaks the contract."""
 
 
+class RecipeMissing(RecipeError):
+    """The source of a recipe is not where this process looks for it."""
+
+
 class SelfCheckError(RecipeError):
     """A recipe keeps state of its own: a stage depends on more than its checkpoint."""
 
@@ -111,6 +115,10 @@ class ExecutionError(SisaError):
     """A shard could not be trained: the cause is in the message."""
 
     exit_code = 6
+
+
+class ClusterError(ExecutionError):
+    """The Ray cluster cannot be joined by this program, or has not what the run needs."""
 
 
 class CertificateInvalid(SisaError):

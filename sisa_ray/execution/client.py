@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,8 +13,16 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from sisa_ray.core.errors import CommitFailed, ExecutionError, ObjectMissing, RunConflict, SisaError
+from sisa_ray.core.errors import (
+    ClusterError,
+    CommitFailed,
+    ExecutionError,
+    ObjectMissing,
+    RunConflict,
+    SisaError,
+)
 from sisa_ray.execution.acceptance import Acceptance, Submission, accept_from_outside
+from sisa_ray.execution.cluster import join_existing_ray
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.storage import layout
 from sisa_ray.storage.objects import open_store
@@ -72,23 +79,12 @@ def read_sign(address: str) -> dict[str, Any] | None:
 
 def find_actor(address: str) -> Any | None:
     """The coordinator's actor, where the cluster that this machine reaches has one."""
-    if not join_existing_ray():
-        return None
     try:
+        if not join_existing_ray():
+            return None
         return ray.get_actor(actor_name(address), namespace=NAMESPACE)
-    except ValueError:
+    except (ValueError, ClusterError):  # a cluster that does not let us in is out of reach: the log is not
         return None
-
-
-def join_existing_ray() -> bool:
-    """Join the Ray cluster that is there; False where there is none. Never starts one."""
-    if ray.is_initialized():
-        return True
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError:
-        return False
-    return True
 
 
 class ActorClient:

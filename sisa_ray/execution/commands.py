@@ -122,7 +122,7 @@ def train(target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers
         result: TrainResult = coordinator.call("train", on_event=on_event)
         return result
     with new_workers() as workers:
-        run, _ = ingested(target, workers, on_event)
+        run, _ = ingested(target, workers, on_event, to_train=True)
         with Session(run, workers, command="train", on_event=on_event) as session:
             return train_in(session)
 

@@ -29,7 +29,7 @@ from sisa_ray.execution.acceptance import (
     rows_of,
 )
 from sisa_ray.execution.client import find_coordinator
-from sisa_ray.execution.events import OnEvent, ignore
+from sisa_ray.execution.events import OnEvent, PhaseStarted, ignore
 from sisa_ray.execution.opening import Target, existing_run
 from sisa_ray.execution.results import LiftResult, ReplayResult, RequestRow, RequestsResult
 from sisa_ray.execution.session import Session
@@ -90,6 +90,26 @@ def certificate_of(run: Run, name: str) -> bytes | None:
     """
     row = find_request(run, name)
     return None if row is None or row.certificate is None else run.store.get(row.certificate)
+
+
+def carry_out(
+    target: Target, *, on_event: OnEvent = ignore, new_workers: NewWorkers = Workers
+) -> RequestsResult:
+    """Have every open request done, by the coordinator or else here; what became of them."""
+    run = existing_run(target)
+    names = frozenset(run.state.requests)
+    coordinator = find_coordinator(run.address)
+    if coordinator is not None:
+        on_event(PhaseStarted(text="waiting for the coordinator"))
+        coordinator.wait(sorted(names), on_event=on_event)
+    else:
+        with (
+            new_workers() as workers,
+            Session(run, workers, command="unlearn", on_event=on_event) as session,
+        ):
+            session.reconcile(train=False)
+    listed = list_requests(target)
+    return listed.model_copy(update={"rows": tuple(row for row in listed.rows if row.request in names)})
 
 
 def extend(

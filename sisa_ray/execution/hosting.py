@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sisa_ray.core.errors import ExecutionError, RunConflict, SisaError
 from sisa_ray.execution.acceptance import Acceptance, Submission
 from sisa_ray.execution.baselines import baseline_in
-from sisa_ray.execution.client import NAMESPACE, actor_name, find_actor, join_existing_ray, read_sign
+from sisa_ray.execution.client import NAMESPACE, actor_name, find_actor, read_sign
+from sisa_ray.execution.cluster import join_existing_ray
 from sisa_ray.execution.commands import append_and_train_in, train_in
 from sisa_ray.execution.coordinator import Coordinator, Report, Task
 from sisa_ray.execution.desk import certificate_of, extend_in, find_request, lift_in, reject_in

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sisa_ray.core.errors import (
+    ClusterError,
     ConfigError,
     DataError,
     IntegrityError,
@@ -42,28 +44,50 @@ _MAX_NEW_SLICES = 1000
 Origin = Literal["source tables", "slices"]
 
 
-def ingested(target: Target, workers: Workers, on_event: OnEvent) -> tuple[Run, bool]:
+def ingested(
+    target: Target, workers: Workers, on_event: OnEvent, *, to_train: bool = False
+) -> tuple[Run, bool]:
     """The run of ``target``, created and ingested where it is not yet; True if that was done before.
+
+    Args:
+        target: a configuration, its path, or a run's address.
+        workers: do the work.
+        on_event: receives progress.
+        to_train: the run will be trained at once: what the cluster cannot train is refused before it is ingested.
 
     Raises:
         DataError, ConfigError, RecipeError: where the table cannot be used; a new run then leaves nothing.
+        ClusterError: where the cluster cannot train it; likewise.
     """
     run = opening.create_run(target)
     if run.state.ingested is not None:
         return run, True
+    with _leaving_nothing(run):
+        workers.require_reach(run.address)
+        if to_train:
+            workers.require_slots(run.spec, run.address)
+        source = open_source(run.spec.config.data)
+    with (
+        _leaving_nothing(run),
+        Session(run, workers, command="ingest", on_event=on_event) as session,
+    ):
+        on_event(PhaseStarted(text=f"ingesting {source.num_rows:,} rows"))
+        layout = _layout(run, num_slices=run.spec.config.sisa.num_slices)
+        job = _job(run, run, source, layout, attempt=session.attempt, shards=None, ingest=0)
+        run.commit(_record(_ingest(run, job, workers), session.attempt))
+    return run, False
+
+
+@contextmanager
+def _leaving_nothing(run: Run) -> Iterator[None]:
+    """Discard a run that is new, and is refused for what it was to be made from or for where it was to be trained."""
     is_new = run.head.seq == 0
     try:
-        source = open_source(run.spec.config.data)
-        with Session(run, workers, command="ingest", on_event=on_event) as session:
-            on_event(PhaseStarted(text=f"ingesting {source.num_rows:,} rows"))
-            layout = _layout(run, num_slices=run.spec.config.sisa.num_slices)
-            job = _job(run, run, source, layout, attempt=session.attempt, shards=None, ingest=0)
-            run.commit(_record(_ingest(run, job, workers), session.attempt))
-    except (DataError, ConfigError, RecipeError):
+        yield
+    except (DataError, ConfigError, RecipeError, ClusterError):
         if is_new:
             discard_run(run)
         raise
-    return run, False
 
 
 def append_in(session: Session, *, table: str, num_slices: int = 1) -> TableAppended:
@@ -154,6 +178,7 @@ def _ingest(run: Run, job: IngestJob, workers: Workers) -> Ingested:
     if job.source.num_bytes <= run.spec.config.resources.ingest_in_memory_bytes:
         return ingest_direct(job)
     workers.join_ray()
+    workers.require_reach(job.store.url)
     return ingest_with_ray(job)
 
 

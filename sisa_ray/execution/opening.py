@@ -10,7 +10,7 @@ import ray
 from sisa_ray.core.config import ArithmeticConfig, SisaConfig
 from sisa_ray.core.errors import ConfigError, RunConflict, RunNotFound
 from sisa_ray.core.identity import Spec, differences
-from sisa_ray.execution.workers import ensure_ray
+from sisa_ray.execution.cluster import ensure_ray
 from sisa_ray.learning.code import recipe_code
 from sisa_ray.learning.recipe import RecipeSpec
 from sisa_ray.storage.objects import open_store

@@ -21,7 +21,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from sisa_ray.core.errors import ExecutionError, SisaError
+from sisa_ray.core.errors import ClusterError, ExecutionError, SisaError
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.execution.actor import ActorContext, BuildJob, ShardActor
 from sisa_ray.execution.events import Notice, OnEvent, ShardEvent, StageFinished, StageProgress
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 _MAX_DEATHS_WITHOUT_PROGRESS = 5
 _NO_SHARD = -1
+_PROCESS_ENDED = "worker process has died"
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, OutOfMemoryError)
 
 T = TypeVar("T")
@@ -69,11 +70,21 @@ class _Busy:
 class ShardPool:
     """Shard actors of one run. Use as a context manager: leaving it releases every actor."""
 
-    def __init__(self, context: ActorContext, *, num_cpus: float, num_gpus: float, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        context: ActorContext,
+        *,
+        num_cpus: float,
+        num_gpus: float,
+        on_event: OnEvent,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_lost`` is called where an actor is out of reach, and may go on writing where it is."""
         self._context = context
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
         self.on_event = on_event
+        self._on_lost = on_lost
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, _Busy] = {}
@@ -89,7 +100,7 @@ class ShardPool:
         """Shards that the cluster, as it is now, can train side by side.
 
         Raises:
-            ExecutionError: where no node could ever hold one; says what the nodes have.
+            ClusterError: where no node could ever hold one; says what the nodes have.
         """
         fits = 0
         seen = []
@@ -101,7 +112,7 @@ class ShardPool:
             by_gpu = gpus / self._num_gpus if self._num_gpus else float("inf")
             fits += int(min(cpus / self._num_cpus, by_gpu))
         if fits == 0:
-            raise ExecutionError(
+            raise ClusterError(
                 f"resources: a shard needs cpus_per_shard={self._num_cpus:g} and gpus_per_shard={self._num_gpus:g}, "
                 f"but no node of the cluster has them (nodes: {'; '.join(seen) or 'none'}); "
                 "ask for less, or add such a node"
@@ -291,6 +302,9 @@ class ShardPool:
         return None
 
     def _count_death(self, shard: int, error: Exception) -> None:
+        # Of its process a node tells; of a whole node that is silent nobody knows what runs there.
+        if _PROCESS_ENDED not in str(error):
+            self._on_lost()
         self._deaths[shard] = self._deaths.get(shard, 0) + 1
         if self._deaths[shard] >= _MAX_DEATHS_WITHOUT_PROGRESS:
             who = f"shard {shard}: its actor" if shard >= 0 else "shard actors"

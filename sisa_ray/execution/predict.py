@@ -196,6 +196,7 @@ def constituent_predictions(
 ) -> list[Floats]:
     """What each constituent says about each row of ``table`` (role columns): ``(N, C)`` or ``(N, D)`` each."""
     pool = workers.pool(run.spec, ignore)
+    workers.require_reach(run.address)
     shared = pool.share(table)
     calls = [
         (BuildJob(store=store, columns=run.state.columns, attempt=""), ref, shared) for store, ref in refs

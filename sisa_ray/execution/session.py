@@ -71,7 +71,12 @@ from sisa_ray.storage.payloads import rewrite_payload
 from sisa_ray.storage.purge import has_strays, purge
 from sisa_ray.storage.run import Run, missing_objects
 
+WRITERS_END_S = 150.0
+"""Seconds after which nothing of a lost node writes any more: Ray ends its actors when it has not reached the head for
+a minute (``RAY_gcs_rpc_server_reconnect_timeout_s``), and requests to storage break off within another."""
+
 _NUM_TRIES = 20
+_PAUSE_S = 0.2
 _LOOK_S = 2.0
 _FIRST_RETRY_S = 30.0
 _LONGEST_RETRY_S = 6 * 3600.0
@@ -106,6 +111,8 @@ class Session:
         self._moment = moment
         """Lets the batching policy decide when; without it nothing waits."""
         self._looked_at = 0.0
+        self._is_successor = False
+        """A session before this one did not end in order: its actors may be left where they were."""
         self.leases: Leases = NoReplicas()
         """Those of the replicas that answer from the run."""
         self._interrupt = interrupt
@@ -136,11 +143,13 @@ class Session:
     def _take(self) -> None:
         """Have the run; others may be accepting requests for it this very moment."""
         for _ in range(_NUM_TRIES):
+            left_open = self.run.state.attempt
             try:
                 self.run.commit(AttemptOpened(attempt=self.attempt, command=self._command))
             except CommitFailed:
                 self.run.refresh()
             else:
+                self._is_successor = left_open is not None
                 self.run.attempt = self.attempt
                 return
         raise CommitFailed(f"{self.run.address}: others keep writing to the run; run the same command again")
@@ -194,9 +203,27 @@ class Session:
             case CloseBatch(batch=batch):
                 run.commit(_closed(run, batch))
             case Certify(batch=batch):
-                # No replica may have in memory what the certificate says is gone.
+                # No replica may have in memory what the certificate says is gone, and nobody may write it again.
                 self.leases.settle(run, self._interrupt)
-                run.commit(certify(run, batch))
+                if self._outlast_writers():
+                    run.commit(certify(run, batch))
+
+    def _outlast_writers(self) -> bool:
+        """Wait until actors that were lost have ended, and sweep what they wrote; whether nothing of it is left."""
+        workers = self.workers
+        if self._is_successor and workers.may_lose_actors():
+            workers.note_lost()
+        self._is_successor = False
+        if workers.lost_at is None:
+            return True
+        self._say(f"waiting up to {WRITERS_END_S:.0f} s for what lost nodes may still write")
+        while time.monotonic() < workers.lost_at + WRITERS_END_S:
+            self._interrupt()
+            time.sleep(_PAUSE_S)
+        workers.note_ended()
+        if has_strays(self.run):
+            self.purge()
+        return not self.run.state.purge_due
 
     def purge(self) -> None:
         """Purge; what cannot be shown to be gone is logged, and tried again."""
@@ -217,6 +244,7 @@ class Session:
         run = self.run
         self._say("starting shard actors")
         pool = self.workers.pool(run.spec, self.report)
+        self.workers.require_reach(run.address)
         pool.start(len(plans))
         job = BuildJob(store=run.store, columns=run.state.columns, attempt=self.attempt)
         if not self._replica:

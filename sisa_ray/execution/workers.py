@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import ray
-
 from sisa_ray.core.identity import Spec
 from sisa_ray.execution.actor import ActorContext
+from sisa_ray.execution.cluster import Reach, ensure_ray, has_had_nodes
 from sisa_ray.execution.events import OnEvent, ignore
 from sisa_ray.execution.pool import ShardPool
-
-
-def ensure_ray() -> None:
-    """Join the Ray cluster that is there (``RAY_ADDRESS`` or a running one), or start a local one."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Workers:
@@ -27,6 +20,9 @@ class Workers:
     def __init__(self) -> None:
         self._pool: ShardPool | None = None
         self._spec: Spec | None = None
+        self._reach = Reach()
+        self.lost_at: float | None = None
+        """When shard actors were lost that may still write, on the monotonic clock; None where there are none."""
 
     def __enter__(self) -> Workers:
         return self
@@ -53,6 +49,32 @@ class Workers:
         """Have Ray, for work that needs no shard actors."""
         ensure_ray()
 
+    def note_lost(self) -> None:
+        """Actors may be left that nobody can reach, and write."""
+        self.lost_at = time.monotonic()
+
+    def note_ended(self) -> None:
+        """Whatever was lost has ended."""
+        self.lost_at = None
+
+    def may_lose_actors(self) -> bool:
+        """Whether actors can outlive the process that they work for: on other nodes, that is."""
+        return has_had_nodes()
+
+    def require_reach(self, url: str) -> None:
+        """See :meth:`~sisa_ray.execution.cluster.Reach.require`; of no concern before Ray is joined."""
+        self._reach.require(url)
+
+    def require_slots(self, spec: Spec, url: str) -> None:
+        """Join Ray, and refuse at once what its cluster cannot train.
+
+        Raises:
+            ConfigError: where the storage at ``url`` is not the same for every node.
+            ClusterError: where no node could ever hold a shard.
+        """
+        self.num_slots(spec)
+        self.require_reach(url)
+
     def num_slots(self, spec: Spec) -> int:
         """Shards of ``spec`` that the cluster can train side by side."""
         return self.pool(spec, ignore).num_slots()
@@ -70,7 +92,11 @@ class Workers:
                 gpus = 1.0 if config.arithmetic.device == "cuda" else 0.0
             context = ActorContext(spec=spec, search_path=(*spec.code_dirs, *sys.path))
             self._pool = ShardPool(
-                context, num_cpus=config.resources.cpus_per_shard, num_gpus=gpus, on_event=on_event
+                context,
+                num_cpus=config.resources.cpus_per_shard,
+                num_gpus=gpus,
+                on_event=on_event,
+                on_lost=self.note_lost,
             )
         self._pool.on_event = on_event
         return self._pool

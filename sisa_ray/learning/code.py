@@ -23,7 +23,7 @@ from importlib.machinery import FileFinder, ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from sisa_ray.core.errors import RecipeError
+from sisa_ray.core.errors import RecipeError, RecipeMissing
 from sisa_ray.core.identity import CodeIdentity
 from sisa_ray.learning.arithmetic import NUMERICS
 from sisa_ray.learning.importing import (
@@ -39,6 +39,9 @@ _LOADERS = (
     (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
     (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES),
     (importlib.machinery.SourcelessFileLoader, importlib.machinery.BYTECODE_SUFFIXES),
+)
+_IN_A_JOB = (
+    "a Ray job has what --working-dir ships and nothing else: submit the directory that holds the recipe"
 )
 _PLATFORM = frozenset({"torch", "sisa-ray"})
 """Distributions that no key names: torch is the platform, sisa_ray is represented by ``NUMERICS``."""
@@ -104,10 +107,10 @@ def recipe_code(class_path: str, search_dirs: Sequence[str] = ()) -> RecipeCode:
         )
     walk = _Walk(roots, class_path)
     if not walk.visit(module):
-        raise RecipeError(
+        raise RecipeMissing(
             f"recipe {class_path!r}: cannot be imported: there is no module {module!r} in "
             f"{', '.join(roots) or 'the search directories'} or on Python's path; "
-            "check the spelling, or name the file (path/to/file.py:Class)"
+            f"check the spelling, or name the file (path/to/file.py:Class); {_IN_A_JOB}"
         )
     return RecipeCode(
         module=module,
@@ -306,6 +309,6 @@ def _find_file(name: str, search_dirs: Sequence[str], class_path: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    raise RecipeError(
-        f"recipe {class_path!r}: there is no file {', '.join(dict.fromkeys(map(str, candidates)))}"
+    raise RecipeMissing(
+        f"recipe {class_path!r}: there is no file {', '.join(dict.fromkeys(map(str, candidates)))}; {_IN_A_JOB}"
     )

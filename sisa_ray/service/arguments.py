@@ -33,7 +33,8 @@ SubjectsArgument = Annotated[
 SubjectsFile = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Text (UTF-8, one subject a line; - reads standard input) or .parquet."
+        metavar="FILE",
+        help="Text (UTF-8, one subject a line; - reads standard input) or .parquet; local or s3://.",
     ),
 ]
 Column = Annotated[

@@ -71,7 +71,7 @@ def serve(
     output = Output(as_json=as_json, quiet=quiet)
     with output.reporting():
         from sisa_ray.core.errors import ConfigError
-        from sisa_ray.execution.client import join_existing_ray
+        from sisa_ray.execution.cluster import join_existing_ray
         from sisa_ray.execution.events import PhaseStarted
         from sisa_ray.serving.config import ServeConfig
 

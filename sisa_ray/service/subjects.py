@@ -1,5 +1,7 @@
 """Who is to be forgotten: from arguments, a text file (one a line), standard input, or a Parquet column.
 
+A file is local or an object in a bucket.
+
 People are keys here and nowhere else: every message names a line or a row, never what is in it.
 """
 
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sisa_ray.core.errors import ConfigError, DataError
+from sisa_ray.core.errors import ConfigError, DataError, ObjectMissing
 from sisa_ray.core.keys import canonical_key
 
 
@@ -82,8 +84,20 @@ def _padding(name: str, lines: list[str]) -> tuple[str, ...]:
 def _read(file: str) -> tuple[bytes, str]:
     if file == "-":
         return sys.stdin.buffer.read(), "standard input"
+    return _bytes_of(file), file
+
+
+def _bytes_of(file: str) -> bytes:
+    if "://" in file:
+        from sisa_ray.storage.objects import open_store
+
+        place, _, name = file.rpartition("/")
+        try:
+            return open_store(place).get(name)
+        except ObjectMissing:
+            raise DataError(f"--subjects-file {file}: cannot be read: there is no such object") from None
     try:
-        return Path(file).read_bytes(), file
+        return Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"--subjects-file {file}: cannot be read: {error.strerror}") from None
 
@@ -92,18 +106,16 @@ def _from_parquet(file: str, column: str | None) -> SubjectList:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    source = pa.BufferReader(_bytes_of(file))
     try:
-        with Path(file).open("rb") as source:
-            table = pq.ParquetFile(source)
-            names = table.schema_arrow.names
-            if column is None and len(names) == 1:
-                column = names[0]
-            if column not in names:
-                wanted = "--column: is required" if column is None else f"--column {column}: is not in {file}"
-                raise ConfigError(f"{wanted}; its columns are {', '.join(names)}")
-            values = table.read(columns=[column])[column].to_pylist()
-    except OSError as error:
-        raise DataError(f"--subjects-file {file}: cannot be read: {error.strerror or error}") from None
+        table = pq.ParquetFile(source)
+        names = table.schema_arrow.names
+        if column is None and len(names) == 1:
+            column = names[0]
+        if column not in names:
+            wanted = "--column: is required" if column is None else f"--column {column}: is not in {file}"
+            raise ConfigError(f"{wanted}; its columns are {', '.join(names)}")
+        values = table.read(columns=[column])[column].to_pylist()
     except pa.ArrowInvalid:
         raise DataError(f"--subjects-file {file}: is not a Parquet file") from None
     if not values:

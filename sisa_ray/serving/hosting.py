@@ -16,7 +16,7 @@ from ray import serve
 
 from sisa_ray.core.errors import ConfigError, ExecutionError, RunConflict
 from sisa_ray.execution import hosting
-from sisa_ray.execution.client import join_existing_ray
+from sisa_ray.execution.cluster import ensure_ray, join_existing_ray
 from sisa_ray.execution.coordinator import Report
 from sisa_ray.execution.opening import existing_run
 from sisa_ray.serving.app import build_app
@@ -76,7 +76,7 @@ def start_service(config: ServeConfig, *, host: str, port: int, throughput: bool
         for name, usual in _OWN_PORTS.items():
             if throughput and not _is_free("", usual):
                 os.environ.setdefault(name, str(_any_port()))
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ensure_ray()
     there = hosting.coordinator_report(config.run)
     report = hosting.start_coordinator(config.run)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -8,6 +8,7 @@ import pytest
 
 from sisa_ray.core.errors import ConfigError, DataError
 from sisa_ray.service.subjects import SubjectList, gather_subjects
+from tests.support.weed import WeedServer
 
 
 def from_text(tmp_path: Path, data: bytes) -> SubjectList:
@@ -112,3 +113,16 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
         from_parquet(tmp_path, id=pa.array([], pa.string()))
     with pytest.raises(DataError, match="a key of type float is not allowed"):
         from_parquet(tmp_path, id=pa.array([1.5]))
+
+
+@pytest.mark.s3
+def test_files_in_a_bucket(s3_server: WeedServer, s3_bucket: str) -> None:
+    client = s3_server.client()
+    client.put_object(Bucket=s3_bucket, Key="desk/leavers.txt", Body=b"alice\nbob\n")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"person": ["carol"]}), sink)
+    client.put_object(Bucket=s3_bucket, Key="leavers.parquet", Body=sink.getvalue().to_pybytes())
+    assert gather_subjects([], f"s3://{s3_bucket}/desk/leavers.txt", None).keys == ("alice", "bob")
+    assert gather_subjects([], f"s3://{s3_bucket}/leavers.parquet", None).keys == ("carol",)
+    with pytest.raises(DataError, match=r"nowhere\.txt: cannot be read: there is no such object"):
+        gather_subjects([], f"s3://{s3_bucket}/nowhere.txt", None)

@@ -23,7 +23,8 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setenv("SISA_RAY_TOKENS", str(tmp_path / "tokens.json"))
     monkeypatch.setattr(hosting, "join_existing_ray", lambda: False)
-    monkeypatch.setattr("sisa_ray.execution.client.join_existing_ray", lambda: False)
+    for module in ("client", "cluster"):
+        monkeypatch.setattr(f"sisa_ray.execution.{module}.join_existing_ray", lambda: False)
     monkeypatch.setattr("ray.init", refuse)
 
 

@@ -64,5 +64,8 @@ class InlinePool:
 class InlineWorkers(Workers):
     """Workers that never touch Ray."""
 
+    def require_reach(self, url: str) -> None:
+        pass
+
     def pool(self, spec: Spec, on_event: OnEvent) -> Any:
         return cast(Any, InlinePool(spec))

@@ -11,9 +11,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import botocore.session
 import pytest
@@ -27,6 +27,7 @@ READ_ONLY_SECRET_KEY = "sisa-reader-secret"
 
 _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 60.0
+NUM_PORTS = 8
 _PORTS = (
     "-master.port",
     "-master.port.grpc",
@@ -38,6 +39,9 @@ _PORTS = (
     "-s3.port.grpc",
 )
 
+Launch = Callable[[Sequence[str], IO[bytes]], "subprocess.Popen[bytes]"]
+"""Starts a program that writes to a log, on the machine where the server is to be."""
+
 
 class WeedServer:
     """One server, which can be stopped and started again in place: same ports, same data.
@@ -45,10 +49,14 @@ class WeedServer:
     Wrong credentials are refused, and a bucket that does not exist is an error, as on AWS.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, host: str = _HOST, ports: Sequence[int] | None = None, launch: Launch | None = None
+    ) -> None:
         # A short path: Unix sockets lie in it, and their paths are limited to 108 bytes.
         self._dir = Path(tempfile.mkdtemp(prefix="weed-"))
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._host = host
+        self._launch = launch or self._launch_here
+        self._ports = dict(zip(_PORTS, ports or _free_ports(len(_PORTS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
         (self._dir / "data").mkdir()
         (self._dir / "s3.json").write_text(json.dumps(_identities()))
@@ -56,7 +64,7 @@ class WeedServer:
     @property
     def endpoint_url(self) -> str:
         """Address of the S3 interface."""
-        return f"http://{_HOST}:{self._ports['-s3.port']}"
+        return f"http://{self._host}:{self._ports['-s3.port']}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,8 +79,8 @@ class WeedServer:
             "-logtostderr=true",
             "server",
             f"-dir={self._dir / 'data'}",
-            f"-ip={_HOST}",
-            f"-ip.bind={_HOST}",
+            f"-ip={self._host}",
+            f"-ip.bind={self._host}",
             "-filer",
             "-s3",
             f"-s3.config={self._dir / 's3.json'}",
@@ -90,9 +98,7 @@ class WeedServer:
             *(f"{name}={port}" for name, port in self._ports.items()),
         ]
         with (self._dir / "weed.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._dir
-            )
+            self._process = self._launch(command, log)
         self._wait_until_ready()
 
     def stop(self) -> None:
@@ -130,6 +136,9 @@ class WeedServer:
             aws_secret_access_key=SECRET_KEY,
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20),
         )
+
+    def _launch_here(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._dir)
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
