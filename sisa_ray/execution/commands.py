@@ -28,6 +28,7 @@ from sisa_ray.execution.session import Session
 from sisa_ray.execution.unlearn import unlearn
 from sisa_ray.execution.verify import verify
 from sisa_ray.execution.workers import NewWorkers, Workers
+from sisa_ray.storage.mirror import missing_tags
 from sisa_ray.storage.run import Run
 
 __all__ = ["append", "baseline", "ingest", "predict", "status", "train", "unlearn", "verify"]
@@ -156,6 +157,7 @@ def status(target: Target) -> StatusResult:
     run = opening.existing_run(target, check_code=False)
     state = run.state
     decision = step(run.spec, state, train=True) if state.ingested else None
+    num_behind = len(missing_tags(run))
     return StatusResult(
         address=run.address,
         generation=state.generation,
@@ -169,12 +171,14 @@ def status(target: Target) -> StatusResult:
         shards=_sizes(run) if state.ingested else (),
         stages=_stages(run) if state.ingested else (),
         last_verified=state.last_verified.outcome if state.last_verified else None,
-        complete=state.ingested is not None and decision is None,
-        next_step=_next_step(run, decision is None),
+        complete=state.ingested is not None and decision is None and not num_behind,
+        next_step=_next_step(run, num_behind, decision is None),
     )
 
 
-def _next_step(run: Run, done: bool) -> str | None:
+def _next_step(run: Run, num_behind: int, done: bool) -> str | None:
+    if num_behind:
+        return f"suppression replay: restored from before {num_behind:,} who asked to be forgotten; refused till then"
     if run.state.ingested is None:
         return "ingest: the source table is not in the run yet"
     if done:
