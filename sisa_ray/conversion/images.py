@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sisa_ray.conversion.rows import PIECE_BYTES, Findings, Rows
 from sisa_ray.core.errors import DataError
-from sisa_ray.storage.source import unreadable
+from sisa_ray.storage.files import unreadable
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 _MOST_IMAGES = 1024
