@@ -69,21 +69,17 @@ def add_to(app: typer.Typer) -> None:
 def convert(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT…", help="npz, mat or CSV files, or folders with a sub-folder a class."),
+        typer.Argument(metavar="INPUT", help="npz, mat or CSV files, or folders with a sub-folder a class."),
     ],
     out: Out,
     features: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Array of features; of CSV: columns a,b,c. [default: all that are left]"
-        ),
+        typer.Option(metavar="NAME", help="Array of features; of CSV: columns a,b,c. Default: all others."),
     ] = None,
     label: Annotated[str | None, typer.Option(metavar="NAME", help="Array or column of labels.")] = None,
     record_id: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Array or column of record ids. [default: made of file name and row]"
-        ),
+        typer.Option(metavar="NAME", help="Array or column of record ids. Default: file name and row."),
     ] = None,
     subject_id: Annotated[
         str | None, typer.Option(metavar="NAME", help="Array or column that says whose record it is.")
@@ -110,7 +106,7 @@ def convert(
         LabelKind, typer.Option(help="int: classes; float: numbers to predict.")
     ] = LabelKind.INT,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Type of features. [default: as they are; of CSV: float32]")
+        Dtype | None, typer.Option(help="Type of features. Default: as they are; of CSV float32.")
     ] = None,
     sample_axis: Annotated[
         int, typer.Option(metavar="AXIS", help="Axis of the array that counts records; -1: the last.")

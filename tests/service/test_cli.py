@@ -17,7 +17,7 @@ from sisa_ray.service.cli import app
 from tests.service.standins import StandIns, verify_result
 
 COMMANDS = [
-    *("ingest", "train", "unlearn", "verify", "predict", "status", "baseline", "demo"),
+    *("ingest", "train", "unlearn", "verify", "predict", "status", "baseline", "convert", "generate", "demo"),
     *("request", "requests", "extend", "reject", "suppression replay", "suppression lift", "log"),
     *("certificate list", "certificate fetch", "certificate receipt", "certificate show"),
     *("certificate verify", "coordinator start", "coordinator stop", "coordinator status", "plan", "serve"),
