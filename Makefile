@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo cluster test lint format type test-sim test-mnist test-crash test-serving test-cluster test-gang test-slow bench clean
+.PHONY: help demo cluster test lint format type test-sim test-mnist test-crash test-serving test-cluster test-gang test-docs test-slow bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,9 @@ test-gang: $(READY) ## Shards of two and four workers on Ray Train, killed insid
 
 test-cluster: $(READY) ## Nodes of a real cluster killed, cut off and brought back; needs root and iproute2 (slow)
 	$(PYTEST) -m slow -s tests/execution/test_nodes.py
+
+test-docs: $(READY) ## What docs/operations.md tells to do, done: backup, restore, moving, keys; a Slurm job (slow)
+	$(PYTEST) -m slow -s tests/cluster
 
 test-slow: $(READY) ## Every slow test
 	$(PYTEST) -m slow

@@ -77,7 +77,12 @@ MODULES = sorted(
     p.relative_to(ROOT) for d in ("sisa_ray", "tests", "benchmarks", "jobs") for p in (ROOT / d).rglob("*.py")
 )
 IN_LAYERS = [p for p in MODULES if p.parts[0] == "sisa_ray" and len(p.parts) > 2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "cluster/README.md",
+    *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+]
 
 
 SMALLEST: dict[str, Any] = {

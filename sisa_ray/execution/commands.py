@@ -178,7 +178,8 @@ def status(target: Target) -> StatusResult:
 
 def _next_step(run: Run, num_behind: int, done: bool) -> str | None:
     if num_behind:
-        return f"suppression replay: restored from before {num_behind:,} who asked to be forgotten; refused till then"
+        people = "1 person" if num_behind == 1 else f"{num_behind:,} people"
+        return f"suppression replay: restored from before {people} asked to be forgotten; nothing else is done before"
     if run.state.ingested is None:
         return "ingest: the source table is not in the run yet"
     if done:

@@ -69,8 +69,9 @@ def check_mirror(run: Run) -> None:
     """
     missing = missing_tags(run)
     if missing:
+        people = "1 person" if len(missing) == 1 else f"{len(missing):,} people"
         raise RunBehind(
-            f"{run.address}: was restored from before {len(missing):,} people asked to be forgotten (the mirror "
+            f"{run.address}: was restored from before {people} asked to be forgotten (the mirror "
             f"{_file(run)} has them); it must not be used before they are forgotten again: run "
             f"`sisa-ray suppression replay {run.address}`"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 import ray.autoscaler
+import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from sisa_ray.core.config import SisaConfig
+from sisa_ray.service import jobs
 from sisa_ray.serving.config import ServeConfig
 from tests.cluster.files import (
     CLUSTER,
@@ -168,6 +171,25 @@ def test_the_service_is_read_by_ray_serve_and_by_us() -> None:
     )
     assert run is None or f"{run.storage_path}/{run.name}" == config.run
     assert config.run in hook["exec"]["command"][-1]
+
+
+JOB = re.compile(r"python (?:/app/)?jobs/(\w+)\.py((?: --?[\w-]+(?: [^\s`-]\S*)?)*)")
+
+
+def test_jobs_that_are_named_exist_with_their_options() -> None:
+    places = [
+        *CLUSTER.glob("*.*"),
+        ROOT / "docs" / "operations.md",
+        ROOT / "docs" / "jobs.md",
+        ROOT / "README.md",
+    ]
+    named = [(path.name, *job) for path in places for job in JOB.findall(path.read_text(encoding="utf-8"))]
+    assert {file for file, *_ in named} >= {"rayjob.train.yaml", "rayjob.unlearn.yaml", "rayup.aws.yaml"}
+    for file, job, options in named:
+        main = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))["main"]
+        command = typer.main.get_command(jobs.application(main))
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", options)) <= known, f"{file}: {job}{options}"
 
 
 def test_every_node_of_the_service_speaks_haproxy() -> None:

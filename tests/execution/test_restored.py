@@ -121,7 +121,10 @@ class TestRestored:
     def test_can_be_looked_at_and_asked_to_forget(self, restored: tuple[SisaConfig, Any]) -> None:
         """Whoever asks now must not be turned away because of what others have to mend."""
         config, _ = restored
-        assert commands.status(config).generation == 2
+        status = commands.status(config)
+        assert (status.generation, status.complete) == (2, False)
+        assert status.next_step is not None
+        assert status.next_step.startswith("suppression replay: restored from before 3 people asked")
         assert len(desk.list_requests(config).rows) == 1
         (answer,) = desk.request(config, [Submission(subjects=("p5",))])
         assert answer.state == "accepted"
@@ -131,6 +134,7 @@ class TestRestored:
         result = desk.replay(config, new_workers=InlineWorkers)
         assert result.num_replayed == 3
         assert bits(config) == since
+        assert commands.status(config).complete
         run = existing_run(config)
         check_mirror(run)
         assert set(run.secret.tags(["p1", "p2", "p30", "nobody"])) == set(run.state.suppressed)
