@@ -46,7 +46,11 @@ def said(network: Network, machine: str, script: str) -> str:
     return network.run(machine, ["sh", "-c", script], environment=ENVIRONMENT).stdout.strip()
 
 
-def reaches(network: Network, machine: str, other: str) -> bool:
+def reaches(network: Network, machine: str, other: str, *, tries: int = 1) -> bool:
+    return any(_answers(network, machine, other) for _ in range(tries))
+
+
+def _answers(network: Network, machine: str, other: str) -> bool:
     with network.entered(machine), closing(socket.socket()) as trial:
         trial.settimeout(1.0)
         try:
@@ -59,13 +63,14 @@ def reaches(network: Network, machine: str, other: str) -> bool:
 
 
 def test_cables_can_be_unplugged(network: Network) -> None:
-    assert reaches(network, "a", "b")
-    assert reaches(network, OUTSIDE, "b")
+    # On a busy machine a cable takes a while to come up.
+    assert reaches(network, "a", "b", tries=10)
+    assert reaches(network, OUTSIDE, "b", tries=10)
     network.unplug("b")
     assert not reaches(network, "a", "b")
     assert not reaches(network, OUTSIDE, "b")
     network.plug("b")
-    assert reaches(network, "a", "b")
+    assert reaches(network, "a", "b", tries=10)
 
 
 def test_nothing_leads_in_or_out() -> None:

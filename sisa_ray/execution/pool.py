@@ -31,7 +31,7 @@ from sisa_ray.execution.actor import ActorContext, BuildJob
 from sisa_ray.execution.events import Notice, OnEvent, ShardEvent, StageFinished, StageProgress
 from sisa_ray.execution.failures import cause_of
 from sisa_ray.execution.room import Room
-from sisa_ray.execution.shell import ShardShell
+from sisa_ray.execution.shell import ShardActorProcess
 
 logger = logging.getLogger(__name__)
 
@@ -388,7 +388,7 @@ class ShardPool:
             raise cause_of(error, None) from None
 
 
-_REMOTE: Any = ray.remote(ShardShell)
+_REMOTE: Any = ray.remote(ShardActorProcess)
 
 
 def _after(plan: ShardPlan) -> Platform | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sisa_ray.execution.actor import ShardActor
 
 
-class ShardShell:
+class ShardActorProcess:
     """A :class:`~sisa_ray.execution.actor.ShardActor` that is loaded by the first call.
 
     ``context`` is a list of one reference to its :class:`~sisa_ray.execution.actor.ActorContext`: Ray leaves what is
