@@ -13,12 +13,13 @@ from sisa_ray.core.config import UnlearningConfig
 from sisa_ray.core.schedule import ScheduleName, stage_epochs
 from sisa_ray.planning import cost, stages
 from sisa_ray.planning.designs import evaluate, layout_of, load_of
-from sisa_ray.planning.layouts import by_records, even_layout
-from sisa_ray.planning.population import Stratum, aware_layout, spread
+from sisa_ray.planning.layouts import by_records
+from sisa_ray.planning.population import Stratum, spread
 from sisa_ray.planning.requests import arrival_times, uniform_stream
 from sisa_ray.planning.scenario import Scenario
 from sisa_ray.planning.search import check_by_simulation
 from sisa_ray.planning.simulator import Machine, simulate
+from sisa_ray.planning.strata import plan_strata
 
 
 def expectations(num_scenarios: int = 120) -> None:
@@ -79,18 +80,17 @@ def frontier(num_slices: int = 50) -> None:
 
 def who_asks() -> None:
     epochs = stage_epochs("equal", 50, 15)
-    even = cost.one_request(even_layout(10**6, 20, epochs))
     populations = {
-        "exponential": spread("exponential", 10**6, 1e-3),
-        "pareto": spread("pareto", 10**6, 1e-3),
+        "exponential": spread("exponential", 10**6, 1e-3, num_classes=10),
+        "pareto": spread("pareto", 10**6, 1e-3, num_classes=10),
         "two countries": [
             Stratum(name="a", num_records=9e5, probability=2e-4),
             Stratum(name="b", num_records=1e5, probability=8.2e-3),
         ],
     }
     for name, population in populations.items():
-        gain = even / cost.one_request(aware_layout(population, 20, epochs))
-        print(f"layout that knows who asks, 20 × 50, {name}: {gain:.2f} times cheaper")
+        best = plan_strata(population, 20, epochs).recommended
+        print(f"strata, 20 × 50, {name}: {best.way}, {best.gain:.2f} times cheaper")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def imports(path: Path) -> frozenset[str]:
 
 def third_party(path: Path) -> set[str]:
     tops = {name.partition(".")[0] for name in imports(path)}
-    return tops - sys.stdlib_module_names - {"sisa_ray", "tests"}
+    beside = {p.stem for p in (ROOT / path).parent.glob("_*.py")}  # what scripts of one directory share
+    return tops - sys.stdlib_module_names - {"sisa_ray", "tests"} - beside
 
 
 @cache

@@ -17,25 +17,26 @@ from sisa_ray.core.fields import (
     Arguments,
     ByteSize,
     Columns,
-    GpuShare,
     KeepCheckpoints,
     KeepField,
-    Labels,
     NonNegativeNumber,
     OptionalFraction,
     OptionalText,
     PositiveFraction,
     PositiveNumber,
+    PositiveShare,
     ScheduleField,
-    SlotLimit,
+    Share,
     Text,
     is_text,
     one_of,
     shown,
     whole_number,
 )
+from sisa_ray.core.resource_fields import GpuShare, Labels, SlotLimit
 from sisa_ray.core.schedule import Schedule, stage_epochs
 from sisa_ray.core.section import Section, lines_of
+from sisa_ray.core.strata import Strata, check_strata
 
 _LARGEST = 10**4000
 
@@ -57,6 +58,8 @@ class DataConfig(Section):
     record_id: Text
     subject_id: Text = ""
     columns: Columns
+    stratum: OptionalText = None
+    strata_table: OptionalText = None
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +94,15 @@ class RecipeConfig(Section):
         return path
 
 
+class WarmStartConfig(Section):
+    """Shrink and perturb (Ash & Adams, NeurIPS 2020): before each stage but the first, weights become ``shrink`` times
+    themselves and ``perturb`` times freshly initialised ones, and the optimizer starts anew.
+    """
+
+    shrink: PositiveShare = Fraction(1, 2)
+    perturb: Share = Fraction(1, 10)
+
+
 class SisaSection(Section):
     """How the training set is split and how long each stage trains."""
 
@@ -100,6 +112,15 @@ class SisaSection(Section):
     schedule: ScheduleField = "equal"
     seed: Annotated[int, whole_number(0, 2**63 - 1)] = 0
     order_buckets: Annotated[int, whole_number(1, 65_536)] = 1
+    warm_start: WarmStartConfig | None = None
+    strata: Strata = ()
+
+    @field_validator("strata")
+    @classmethod
+    def _fill_the_run(cls, strata: Strata, info: ValidationInfo) -> Strata:
+        if "num_shards" in info.data and "num_slices" in info.data:
+            check_strata(strata, num_shards=info.data["num_shards"], num_slices=info.data["num_slices"])
+        return strata
 
     @field_validator("schedule")
     @classmethod
@@ -259,6 +280,23 @@ class SisaConfig(Section):
             if bad:
                 raise ValueError(f"stage {bad[0]} is not one of 1..{sisa.num_slices} (num_slices); remove it")
         return keep
+
+    @model_validator(mode="after")
+    def _knows_who_is_where(self) -> SisaConfig:
+        if self.sisa.strata and self.data.stratum is None:
+            raise ValueError(
+                "data.stratum: is required where sisa.strata are declared; name the column that has them"
+            )
+        if self.data.stratum is not None and not self.sisa.strata:
+            raise ValueError(
+                f"data.stratum: is {shown(self.data.stratum)}, but sisa.strata declares no strata; declare them, or "
+                "remove data.stratum"
+            )
+        if self.data.strata_table is not None and self.data.stratum is None:
+            raise ValueError(
+                "data.strata_table: is given without data.stratum; name the column of that table that has the stratum"
+            )
+        return self
 
     @property
     def address(self) -> str:

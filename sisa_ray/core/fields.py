@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from sisa_ray.core.schedule import ScheduleName
+from sisa_ray.core.schedule import Schedule, ScheduleName, Sweep
 
 _SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*")
 _BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -23,11 +23,9 @@ _BYTE_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 # Bounded, so that nobody waits for 1e999999999; what is read can be written as a fraction and read again.
 _DECIMAL = r"(?:\d{1,1000}(?:\.\d{0,1000})?|\.\d{1,1000})(?:[eE][+-]?\d{1,3})?"
 _EXACT = re.compile(rf"\s*[+-]?(?:\d{{1,4000}}/\d{{1,4000}}|{_DECIMAL})\s*")
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
-_LABEL_NAME = re.compile(rf"(?:[a-z0-9](?:[a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL}")
-_LABEL_SELECTOR = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(?:, ?{_LABEL})*\)")
 _MAX_SHOWN = 80
 _MAX_DEPTH = 32
+_MAX_POWER = 4
 
 
 def shown(value: object) -> str:
@@ -161,6 +159,26 @@ def _to_positive_fraction(value: object) -> Fraction:
 PositiveFraction = Annotated[
     Fraction, BeforeValidator(_to_positive_fraction), PlainSerializer(str, return_type=str)
 ]
+
+
+def _to_share(value: object) -> Fraction:
+    number = to_fraction(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"must be from 0 to 1, not {shown(value)}")
+    return number
+
+
+def _to_positive_share(value: object) -> Fraction:
+    number = to_fraction(value)
+    if not 0 < number <= 1:
+        raise ValueError(f"must be above 0 and at most 1, not {shown(value)}")
+    return number
+
+
+Share = Annotated[Fraction, BeforeValidator(_to_share), PlainSerializer(str, return_type=str)]
+PositiveShare = Annotated[
+    Fraction, BeforeValidator(_to_positive_share), PlainSerializer(str, return_type=str)
+]
 OptionalFraction = Annotated[
     Fraction | None,
     BeforeValidator(lambda v: None if v is None else _to_positive_fraction(v)),
@@ -172,12 +190,39 @@ def _to_schedule(value: object) -> object:
     names: tuple[str, ...] = get_args(ScheduleName)
     if isinstance(value, str) and value in names:
         return value
+    if isinstance(value, Sweep):
+        return value
+    if isinstance(value, Mapping) and value:
+        return _to_sweep(value)
     if isinstance(value, (list, tuple)):
         return tuple(_to_weight(weight, stage) for stage, weight in enumerate(value, start=1))
     raise ValueError(
-        f"must be {_listed(names)}, or a list of one weight a stage, "
+        f"must be {_listed(names)}, a mapping such as {{sweep: 1/20, power: 3}}, or a list of one weight a stage, "
         f"not {shown(value)}{suggestion(value, names)}"
     )
+
+
+def _to_sweep(value: Mapping[Any, Any]) -> Sweep:
+    keys = ("sweep", "power")
+    if unknown := [key for key in value if key not in keys]:
+        raise ValueError(
+            f"has the unknown key {shown(unknown[0])}{suggestion(unknown[0], keys)}; its keys are sweep, the share of "
+            "the budget that the last stage sweeps over all slices with, and power, of the stages before it"
+        )
+    defaults = Sweep()
+    try:
+        share = to_fraction(value.get("sweep", defaults.share))
+    except ValueError as error:
+        raise ValueError(f"its sweep {error}") from None
+    if not 0 < share < 1:
+        raise ValueError(
+            f"its sweep must be above 0 and below 1, a share of the budget, not {shown(value['sweep'])}; "
+            "1/20 is a good start"
+        )
+    power = value.get("power", defaults.power)
+    if isinstance(power, bool) or not isinstance(power, int) or not 0 <= power <= _MAX_POWER:
+        raise ValueError(f"its power must be a whole number from 0 to {_MAX_POWER}, not {shown(power)}")
+    return Sweep(share=share, power=power)
 
 
 def _to_weight(value: object, stage: int) -> Fraction:
@@ -187,7 +232,17 @@ def _to_weight(value: object, stage: int) -> Fraction:
         raise ValueError(f"weight {stage} {error}; a stage without weight would never train") from None
 
 
-ScheduleField = Annotated[ScheduleName | tuple[PositiveFraction, ...], BeforeValidator(_to_schedule)]
+def _dump_schedule(schedule: Schedule) -> str | list[str] | dict[str, str | int]:
+    if isinstance(schedule, Sweep):
+        return {"sweep": str(schedule.share), "power": schedule.power}
+    return schedule if isinstance(schedule, str) else [str(weight) for weight in schedule]
+
+
+ScheduleField = Annotated[
+    ScheduleName | Sweep | tuple[PositiveFraction, ...],
+    BeforeValidator(_to_schedule),
+    PlainSerializer(_dump_schedule),
+]
 
 
 def _to_bytes(value: object) -> int | None:
@@ -232,58 +287,6 @@ def _to_keep(value: object) -> object:
 
 
 KeepField = Annotated[KeepCheckpoints, BeforeValidator(_to_keep)]
-
-
-def _to_gpus(value: object) -> object:
-    if value == "auto":
-        return value
-    if is_number(value):
-        assert isinstance(value, (int, float))
-        if 0 <= value < 1 or (value == int(value) and 1 <= value <= 1024):
-            return float(value)
-    raise ValueError(f"must be auto, 0, a fraction below 1, or a whole number, not {shown(value)}")
-
-
-GpuShare = Annotated[Literal["auto"] | float, BeforeValidator(_to_gpus)]
-
-
-def _to_slot_limit(value: object) -> object:
-    if value == "auto":
-        return value
-    if is_number(value):
-        assert isinstance(value, (int, float))
-        if value == int(value) and 1 <= value <= 100_000:
-            return int(value)
-    raise ValueError(f"must be auto or a whole number from 1 to 100000, not {shown(value)}")
-
-
-SlotLimit = Annotated[Literal["auto"] | int, BeforeValidator(_to_slot_limit)]
-
-
-def _to_labels(value: object) -> dict[str, str]:
-    """Label selectors in the form of Ray's own, which are Kubernetes': checked here, so that nothing starts."""
-    if isinstance(value, Mapping):
-        return {str(name): _to_selector(name, value[name]) for name in sorted(value, key=str)}
-    raise ValueError(
-        f"must map labels of nodes to values, such as {{ray.io/market-type: on-demand}}, not {shown(value)}"
-    )
-
-
-def _to_selector(name: object, wanted: object) -> str:
-    if not isinstance(name, str) or not _LABEL_NAME.fullmatch(name):
-        raise ValueError(
-            f"label {shown(name)} must be a name of letters, digits, '-', '_' and '.', 63 at most, or one behind "
-            "a domain and '/'; rename it"
-        )
-    if isinstance(wanted, str) and _LABEL_SELECTOR.fullmatch(wanted):
-        return wanted
-    fix = "; put it in quotes" if isinstance(wanted, (bool, int, float)) else ""
-    raise ValueError(
-        f"label {name!r} must have a value such as a, '!a', 'in(a, b)' or '!in(a, b)', not {shown(wanted)}{fix}"
-    )
-
-
-Labels = Annotated[dict[str, str], BeforeValidator(_to_labels)]
 
 
 def _to_columns(value: object) -> dict[str, str | tuple[str, ...]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from sisa_ray.core.config import SisaConfig
 from sisa_ray.core.keys import json_digest
+from sisa_ray.core.partition import Layout
 
 SPEC_VERSION = 1
 
@@ -69,9 +71,12 @@ class Spec(BaseModel):
         # One worker is no gang: such runs are named as they were before there were any.
         unused = () if config.arithmetic.workers > 1 else ("workers", "parallel")
         # A recipe without a backbone has the keys that it had before there were any.
+        warm_start = dumped["sisa"]["warm_start"]
         backbone = {} if self.backbone is None else {"backbone": self.backbone.model_dump(mode="json")}
+        # Nor is a run without strata named otherwise than before there were any.
+        stratum = {} if config.data.stratum is None else {"stratum": config.data.stratum}
         return {
-            "data": {k: dumped["data"][k] for k in ("record_id", "subject_id", "columns")},
+            "data": {**{k: dumped["data"][k] for k in ("record_id", "subject_id", "columns")}, **stratum},
             "recipe": {**dumped["recipe"], "class": recipe_name(config.recipe.class_path)},
             "code": self.code.model_dump(mode="json"),
             "sisa": {
@@ -80,10 +85,47 @@ class Spec(BaseModel):
                 "stage_epochs": [str(e) for e in config.sisa.stage_epochs],
                 "seed": config.sisa.seed,
                 "order_buckets": config.sisa.order_buckets,
+                # Stages that start from the checkpoint as it is have the keys that they had before there was a choice.
+                **({} if warm_start is None else {"warm_start": warm_start}),
+                **self._strata,
             },
             "arithmetic": {k: v for k, v in dumped["arithmetic"].items() if k not in unused},
             **backbone,
         }
+
+    @property
+    def _strata(self) -> dict[str, Any]:
+        """Where each stratum is; in which order they were declared decides nothing."""
+        regions = {
+            name: [r.first_shard, r.end_shard - 1, r.first_slice, r.last_slice]
+            for name, r in self.layout().regions
+        }
+        return {"strata": regions} if regions else {}
+
+    def layout(self, *, num_slices: int | None = None, first_slice: int = 1) -> Layout:
+        """Where an ingest places its records: the first one, or one that appends ``num_slices`` from ``first_slice``.
+
+        Appended records keep to the shards of their strata, and use all slices that were appended with them.
+        """
+        sisa = self.config.sisa
+        regions = [
+            (s.name, s.region(num_shards=sisa.num_shards, num_slices=sisa.num_slices)) for s in sisa.strata
+        ]
+        if num_slices is None:
+            num_slices = sisa.num_slices
+        else:
+            last_slice = first_slice + num_slices - 1
+            regions = [
+                (name, replace(region, first_slice=first_slice, last_slice=last_slice))
+                for name, region in regions
+            ]
+        return Layout(
+            num_shards=sisa.num_shards,
+            num_slices=num_slices,
+            seed=sisa.seed,
+            first_slice=first_slice,
+            regions=tuple(sorted(regions)),
+        )
 
     @property
     def digest(self) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Literal
 
+from sisa_ray.core.certificate import StageDigest, shard_leaf
 from sisa_ray.core.clocks import Basis
-from sisa_ray.core.records import BatchClosed, BatchPlanned, Priority, StageRef
+from sisa_ray.core.places import Place, Places
+from sisa_ray.core.records import BatchClosed, BatchPlanned, Priority, PurgeFailed, StageRef
 
 RequestState = Literal[
     "accepted",
@@ -23,8 +26,48 @@ RequestState = Literal[
 ]
 """``unknown``: certified, though the run held nobody whom it named. The others: see design.md."""
 
-Chains = tuple[StageRef, ...]
-"""Every stage that was built, of all shards."""
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """What is built of one shard, in the order of stages. States share those that have not changed between them."""
+
+    stages: tuple[StageRef, ...]
+
+    @cached_property
+    def digests(self) -> tuple[StageDigest, ...]:
+        """What a certificate says of it."""
+        return tuple(StageDigest(stage=s.stage, key=s.key, file_digest=s.file_digest) for s in self.stages)
+
+    @cached_property
+    def leaf(self) -> bytes:
+        """Its leaf in a certificate's tree; there is none of a chain of nothing, which tells no shard."""
+        return shard_leaf(self.stages[0].shard, self.digests)
+
+
+Chains = dict[int, Chain]
+"""Every stage that was built, by shard; shards of which nothing is built may be missing."""
+
+
+def chains_of(stages: Places[StageRef], *, without: Collection[Place] = ()) -> Chains:
+    """What is built of every shard; what has not changed since the last time is the same object."""
+    chains = {shard: _chain(stages, shard) for shard in stages.shards}
+    for shard in {shard for shard, _ in without}:
+        left = tuple(ref for ref in _chain(stages, shard).stages if (shard, ref.stage) not in without)
+        chains[shard] = Chain(stages=left)
+    return chains
+
+
+def _chain(stages: Places[StageRef], shard: int) -> Chain:
+    derived = stages.derived(shard)
+    if "chain" not in derived:
+        derived["chain"] = Chain(stages=tuple(ref for _, ref in sorted(stages.of(shard).items())))
+    chain: Chain = derived["chain"]
+    return chain
+
+
+def refs_of(chains: Chains) -> tuple[StageRef, ...]:
+    """Every stage of all shards."""
+    return tuple(ref for chain in chains.values() for ref in chain.stages)
 
 
 @dataclass(kw_only=True)
@@ -91,6 +134,10 @@ class EntryMark:
     at: datetime
 
 
+BEFORE_ALL = EntryMark(seq=-1, digest="", at=datetime.fromtimestamp(0, UTC))
+"""Of a state that no entry has changed."""
+
+
 @dataclass(kw_only=True)
 class Evidence:
     """What a certificate is made of; kept until it is signed."""
@@ -126,6 +173,16 @@ class PurgeTrouble:
     num_tries: int
     since: datetime
     retry_at: datetime
+
+
+def trouble_after(before: PurgeTrouble | None, record: PurgeFailed, *, at: datetime) -> PurgeTrouble:
+    """The trouble with a deletion that failed at ``at``, and maybe before."""
+    return PurgeTrouble(
+        problem=record.problem,
+        num_tries=1 if before is None else before.num_tries + 1,
+        since=at if before is None else before.since,
+        retry_at=record.retry_at,
+    )
 
 
 def state_of(request: Request, batch: OpenBatch | None, closed: ClosedBatch | None) -> RequestState:

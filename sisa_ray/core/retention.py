@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sisa_ray.core.fields import KeepCheckpoints
 
 
@@ -28,6 +30,6 @@ def kept_stages(
     return {-(-num_stages * i // count) for i in range(1, count + 1)}
 
 
-def nearest_kept(kept: set[int], stage: int) -> int:
+def nearest_kept(kept: Collection[int], stage: int) -> int:
     """The last kept stage before ``stage``, or 0: where a rebuild of ``stage`` starts from."""
     return max((r for r in kept if r < stage), default=0)

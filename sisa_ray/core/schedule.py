@@ -7,29 +7,58 @@ the schedule decides how it is spread. Everything is exact: fractions, no floats
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 from typing import Literal
 
-ScheduleName = Literal["equal", "equal_cost", "harmonic"]
-Schedule = ScheduleName | tuple[Fraction, ...]
+ScheduleName = Literal["equal", "equal_cost", "harmonic", "sweep"]
 
 
-def stage_weights(schedule: Schedule, num_slices: int) -> list[Fraction]:
-    """Relative epochs of each stage, before they are scaled to the budget.
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Learn early, then see everybody once more: 1/r^power, and a last stage that sweeps over all slices.
 
-    ``equal`` is the paper's; ``equal_cost`` makes every stage cost the same (1/r); ``harmonic`` is 1/r². Of weights
-    that are spelled out, the last one holds for all stages beyond them.
+    Whoever asks to be forgotten costs the sweep and, with most records in late slices, little else; and every record
+    is trained on at least ``share * epochs`` times.
+
+    Attributes:
+        share: of the budget that the sweep takes, above 0 and below 1.
+        power: of the stages before it.
     """
-    stages = range(1, num_slices + 1)
-    if schedule == "equal":
-        return [Fraction(1) for _ in stages]
-    if schedule == "equal_cost":
-        return [Fraction(1, r) for r in stages]
-    if schedule == "harmonic":
-        return [Fraction(1, r * r) for r in stages]
-    weights = [Fraction(w) for w in schedule]
-    return (weights + weights[-1:] * num_slices)[:num_slices]
+
+    share: Fraction = Fraction(1, 20)
+    power: int = 3
+
+
+Schedule = ScheduleName | Sweep | tuple[Fraction, ...]
+
+_POWERS: dict[Schedule, int] = {"equal": 0, "equal_cost": 1, "harmonic": 2}
+
+
+def stage_weights(schedule: Schedule, num_slices: int, *, num_stages: int | None = None) -> list[Fraction]:
+    """Relative epochs of each stage, before they are scaled to the budget of ``num_slices``.
+
+    ``equal`` is the paper's; ``equal_cost`` makes every stage cost the same (1/r); ``harmonic`` is 1/r²; ``sweep`` is
+    :class:`Sweep` with its defaults. Stages beyond ``num_slices`` continue the formula: those of a sweep sweep again,
+    and of weights that are spelled out the last one holds.
+    """
+    stages = range(1, (num_stages or num_slices) + 1)
+    if schedule == "sweep":
+        schedule = Sweep()
+    if isinstance(schedule, Sweep):
+        early = [Fraction(1, r**schedule.power) for r in stages]
+        scale = (1 - schedule.share) / _cost(early[:num_slices])
+        return [w * scale + (schedule.share if r >= num_slices else 0) for r, w in enumerate(early, start=1)]
+    if isinstance(schedule, tuple):
+        weights = [Fraction(w) for w in schedule]
+        return (weights + weights[-1:] * len(stages))[: len(stages)]
+    return [Fraction(1, r ** _POWERS[schedule]) for r in stages]
+
+
+def _cost(weights: Sequence[Fraction]) -> Fraction:
+    """Budget that ``weights`` epochs of the stages take: ``sum(w_r * r / R)``."""
+    return sum((w * Fraction(r, len(weights)) for r, w in enumerate(weights, start=1)), Fraction(0))
 
 
 def stage_epochs(
@@ -44,10 +73,9 @@ def stage_epochs(
     >>> [str(e) for e in stage_epochs("equal_cost", 3, 6)]
     ['6', '3', '2']
     """
-    weights = stage_weights(schedule, num_slices)
-    total = sum((w * Fraction(r, num_slices) for r, w in enumerate(weights, start=1)), Fraction(0))
-    scale = Fraction(epochs) / total
-    return [w * scale for w in stage_weights(schedule, num_stages or num_slices)]
+    weights = stage_weights(schedule, num_slices, num_stages=num_stages)
+    scale = Fraction(epochs) / _cost(weights[:num_slices])
+    return [w * scale for w in weights]
 
 
 def stage_steps(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, GetPydanticSchema, PlainSerializer
 
+from sisa_ray.core.places import Places
 from sisa_ray.core.records import SliceRef, StageRef
 
 
@@ -16,6 +17,16 @@ def _by_place(refs: Any) -> Any:
     return {(ref["shard"], ref["slice"] if "slice" in ref else ref["stage"]): ref for ref in refs}
 
 
-_AS_LIST = BeforeValidator(_by_place), PlainSerializer(lambda refs: list(refs.values()))
-Slices = Annotated[dict[tuple[int, int], SliceRef], *_AS_LIST]
-Stages = Annotated[dict[tuple[int, int], StageRef], *_AS_LIST]
+def _schema(row: type[SliceRef | StageRef]) -> GetPydanticSchema:
+    """That of a dictionary, which is written as a list and becomes a table by place again."""
+    written = Annotated[
+        dict[tuple[int, int], row],  # type: ignore[valid-type]
+        BeforeValidator(_by_place),
+        AfterValidator(Places),
+        PlainSerializer(lambda refs: list(refs.values())),
+    ]
+    return GetPydanticSchema(lambda _, handler: handler(written))
+
+
+Slices = Annotated[Places[SliceRef], _schema(SliceRef)]
+Stages = Annotated[Places[StageRef], _schema(StageRef)]

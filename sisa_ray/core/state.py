@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from fractions import Fraction
 from functools import singledispatchmethod
 
+from sisa_ray.core.places import Place, Places
 from sisa_ray.core.records import (
     AttemptClosed,
     AttemptOpened,
@@ -31,7 +32,6 @@ from sisa_ray.core.records import (
     SelfChecked,
     ServingClosed,
     ServingOpened,
-    SliceRef,
     SlicesRewritten,
     StageBuilt,
     StageRef,
@@ -41,6 +41,7 @@ from sisa_ray.core.records import (
     Verified,
 )
 from sisa_ray.core.requests import (
+    BEFORE_ALL,
     ClosedBatch,
     EntryMark,
     Evidence,
@@ -48,18 +49,15 @@ from sisa_ray.core.requests import (
     PurgeTrouble,
     Request,
     RequestState,
+    chains_of,
     heirs_of,
     state_of,
+    trouble_after,
 )
 from sisa_ray.core.snapshot import Slices, Stages
 
-Place = tuple[int, int]
-"""(shard, slice) or (shard, stage)."""
-
 OPENED_FOR = timedelta(hours=1)
 """How long a process may take from announcing a payload to committing the requests in it."""
-
-_BEFORE_ALL = EntryMark(seq=-1, digest="", at=datetime.fromtimestamp(0, UTC))
 
 
 @dataclass(kw_only=True)
@@ -71,8 +69,8 @@ class RunState:
     ingested: TableIngested | None = None
     appended: list[TableAppended] = field(default_factory=list)
     """The appends, their slices left out: those are among ``slices``."""
-    slices: Slices = field(default_factory=dict)
-    stages: Stages = field(default_factory=dict)
+    slices: Slices = field(default_factory=Places)
+    stages: Stages = field(default_factory=Places)
     stale: set[Place] = field(default_factory=set)
     """(shard, stage) that was built of slices which a batch has rewritten since."""
     suppressed: dict[str, str] = field(default_factory=dict)
@@ -100,13 +98,15 @@ class RunState:
     self_checked: list[dict[str, str]] = field(default_factory=list)
     purge_due: bool = False
     """Objects may lie in storage that the state does not name."""
+    purge_shards: set[int] | None = field(default_factory=set)
+    """Shards of which they may be; None: they may lie anywhere."""
     purge_trouble: PurgeTrouble | None = None
     last_verified: Verified | None = None
     serving: ServingOpened | None = None
     """Set while replicas may have leases."""
     epsilon_spent: str = "0"
     """What answers in private mode have cost so far, as an exact fraction."""
-    entry: EntryMark = _BEFORE_ALL
+    entry: EntryMark = BEFORE_ALL
     """The log entry that is being, or was last, applied."""
 
     @property
@@ -132,7 +132,8 @@ class RunState:
     @apply.register
     def _(self, record: AttemptOpened) -> None:
         # A predecessor that did not close may have left objects behind.
-        self.purge_due = self.purge_due or self.attempt is not None
+        if self.attempt is not None:
+            self.purge_due, self.purge_shards = True, None
         self.attempt = record.attempt
 
     @apply.register
@@ -143,13 +144,14 @@ class RunState:
     @apply.register
     def _(self, record: TableIngested) -> None:
         self.ingested = record
-        self.purge_due = self.purge_due or bool(self.slices)
-        self._replace_slices(record.slices)
+        if self.slices:
+            self.purge_due, self.purge_shards = True, None
+        self.slices.update(((s.shard, s.slice), s) for s in record.slices)
 
     @apply.register
     def _(self, record: TableAppended) -> None:
         self.appended.append(record.model_copy(update={"slices": ()}))
-        self._replace_slices(record.slices)
+        self.slices.update(((s.shard, s.slice), s) for s in record.slices)
         self.last_verified = None
 
     @apply.register
@@ -192,14 +194,12 @@ class RunState:
     @apply.register
     def _(self, record: RequestExtended) -> None:
         request = self.requests[record.request]
-        request.due_at = record.due_at
-        request.is_extended = True
+        request.due_at, request.is_extended = record.due_at, True
 
     @apply.register
     def _(self, record: RequestRejected) -> None:
         request = self.requests.pop(record.request)
-        request.is_rejected = True
-        request.closed_at = self.entry.at
+        request.is_rejected, request.closed_at = True, self.entry.at
         self.closed_requests[request.request] = request
         self.purge_due = True
         held_by_it = [tag for tag in request.tags if self.suppressed.get(tag) == request.request]
@@ -231,7 +231,7 @@ class RunState:
         self.batches[record.batch] = OpenBatch(
             plan=record,
             planned_at=self.entry.at,
-            before=tuple(self.stages.values()),
+            before=chains_of(self.stages),
             unknown=tuple(tag for tag in record.unknown if tag in self.unknown),
         )
         for request in record.requests:
@@ -239,10 +239,14 @@ class RunState:
 
     @apply.register
     def _(self, record: SlicesRewritten) -> None:
-        self.batches[record.batch].rewritten = True
+        batch = self.batches[record.batch]
+        batch.rewritten = True
         first = {s.shard: s.slice for s in sorted(record.slices, key=lambda s: -s.slice)}
-        self.stale.update(place for place in self.stages if place[1] >= first.get(place[0], place[1] + 1))
-        self._replace_slices(record.slices)
+        # What was left lying may be of somebody whom no slice holds, anywhere.
+        self._may_hold_strays(None if batch.plan.unknown else first)
+        for shard, slice_ in first.items():
+            self.stale.update((shard, stage) for stage in self.stages.of(shard) if stage >= slice_)
+        self.slices.update(((s.shard, s.slice), s) for s in record.slices)
         self.purge_due = True
 
     @apply.register
@@ -250,6 +254,7 @@ class RunState:
         ref = record.ref
         before = self.stages.get((ref.shard, ref.stage))
         self.purge_due = self.purge_due or before is not None
+        self._may_hold_strays([ref.shard])
         self.stages[ref.shard, ref.stage] = ref
         self.stale.discard((ref.shard, ref.stage))
         if before is not None and before.key == ref.key and before.file_digest != ref.file_digest:
@@ -263,12 +268,12 @@ class RunState:
     def _(self, record: CheckpointLost) -> None:
         ref = self.stages[record.shard, record.stage]
         self.stages[record.shard, record.stage] = ref.model_copy(update={"path": None})
+        self._may_hold_strays([record.shard])
         self.purge_due = True
 
     @apply.register
     def _(self, record: GenerationPublished) -> None:
-        self.generation = record.generation
-        self.published_keys = record.keys
+        self.generation, self.published_keys = record.generation, record.keys
         self.purge_due = True
         self.last_verified = None  # what was verified was another generation
         for batch in self.batches.values():
@@ -286,8 +291,7 @@ class RunState:
 
     @apply.register
     def _(self, record: Purged) -> None:
-        self.purge_due = False
-        self.purge_trouble = None
+        self.purge_due, self.purge_shards, self.purge_trouble = False, set(), None
         for payload in [path for path in self.payloads if not self.needed_in(path)]:
             del self.payloads[payload]
         for batch in self.batches.values():
@@ -297,13 +301,7 @@ class RunState:
 
     @apply.register
     def _(self, record: PurgeFailed) -> None:
-        before = self.purge_trouble
-        self.purge_trouble = PurgeTrouble(
-            problem=record.problem,
-            num_tries=1 if before is None else before.num_tries + 1,
-            since=self.entry.at if before is None else before.since,
-            retry_at=record.retry_at,
-        )
+        self.purge_trouble = trouble_after(self.purge_trouble, record, at=self.entry.at)
 
     @apply.register
     def _(self, record: BatchClosed) -> None:
@@ -321,7 +319,7 @@ class RunState:
             unknown=batch.unknown,
             evidence=Evidence(
                 before=batch.before,
-                after=tuple(ref for place, ref in self.stages.items() if place not in self.stale),
+                after=chains_of(self.stages, without=self.stale),
                 published_at=batch.published_at,
                 verified_at=batch.verified_at,
                 generation=self.generation,
@@ -382,14 +380,16 @@ class RunState:
 
     def _drop_descendants(self, rebuilt: StageRef) -> None:
         """Forget the stages that descend from other bytes than those of ``rebuilt`` (contract clause 12)."""
-        later = [place for place in self.stages if place[0] == rebuilt.shard and place[1] > rebuilt.stage]
-        for place in later:
-            del self.stages[place]
+        for stage in [stage for stage in self.stages.of(rebuilt.shard) if stage > rebuilt.stage]:
+            del self.stages[rebuilt.shard, stage]
         # The keys stay the same, but the ensemble that is rebuilt from here is another generation.
         self.published_keys = ()
 
-    def _replace_slices(self, slices: Iterable[SliceRef]) -> None:
-        self.slices.update({(s.shard, s.slice): s for s in slices})
+    def _may_hold_strays(self, shards: Iterable[int] | None) -> None:
+        if shards is None or self.purge_shards is None:
+            self.purge_shards = None
+        else:
+            self.purge_shards.update(shards)
 
 
 def fold(records: Iterable[Record]) -> RunState:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sisa_ray.core.batching import starts_at
 from sisa_ray.core.identity import Spec
-from sisa_ray.core.planner import Lineage, ShardPlan, holds_unkept, missing_stages, predicted_rebuild_s
+from sisa_ray.core.planner import Lineage, ShardPlan, missing_stages, predicted_rebuild_s, unkept_shards
 from sisa_ray.core.requests import Request
 from sisa_ray.core.state import OPENED_FOR, RunState
 
@@ -189,7 +189,7 @@ def _settle(spec: Spec, state: RunState, moment: Moment | None) -> Decision | No
     """Purge, close and certify, once everything is built."""
     trouble = state.purge_trouble
     backs_off = trouble is not None and moment is not None and moment.now < trouble.retry_at
-    if not backs_off and (state.purge_due or holds_unkept(spec, state) or _holds_abandoned(state, moment)):
+    if not backs_off and (state.purge_due or unkept_shards(spec, state) or _holds_abandoned(state, moment)):
         for path, held in state.payloads.items():
             needed = state.needed_in(path)
             if needed and len(needed) < len(held):

@@ -124,7 +124,7 @@ def _may_stay(
 def _best(
     lineage: Lineage, state: RunState, shard: int, fence: int | None, policy: FencePolicy
 ) -> Voter | None:
-    num_stages = len(lineage.slices(shard))
+    num_stages = lineage.last_stage
     last = state.stages.get((shard, num_stages))
     is_unpublished = last is not None and _is_unpublished(state, last)
     if policy == "keep-until-rebuilt" and last is not None and last.path is not None and not is_unpublished:
@@ -139,7 +139,7 @@ def _best(
 
 def _published(lineage: Lineage, state: RunState, shard: int) -> StageRef | None:
     """The constituent of a shard that the last generation has, where it is clean and its checkpoint exists."""
-    num_stages = len(lineage.slices(shard))
+    num_stages = lineage.last_stage
     last = state.stages.get((shard, num_stages))
     if last is None or last.path is None or _is_unpublished(state, last) or not lineage.is_clean(last):
         return None
@@ -153,8 +153,7 @@ def _is_unpublished(state: RunState, last: StageRef) -> bool:
 
 def _voter(lineage: Lineage, ref: StageRef) -> Voter | None:
     """None where nobody's records were seen: a shard without records has no opinion."""
-    slices = lineage.slices(ref.shard)
-    num_records = sum(s.num_records for s in slices[: ref.stage])
+    num_records = lineage.num_records(ref.shard, ref.stage)
     if not num_records:
         return None
-    return Voter(ref=ref, num_records=num_records, is_constituent=ref.stage == len(slices))
+    return Voter(ref=ref, num_records=num_records, is_constituent=ref.stage == lineage.last_stage)

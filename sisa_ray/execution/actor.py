@@ -138,6 +138,7 @@ class ShardActor:
             arithmetic=config.arithmetic,
             seed=config.sisa.seed,
             num_stages=config.sisa.num_slices,
+            warm_start=config.sisa.warm_start,
             shard=slices[0].shard,
         )
 
@@ -154,6 +155,7 @@ class ShardActor:
             arithmetic=config.arithmetic,
             seed=config.sisa.seed,
             num_stages=config.sisa.num_slices,
+            warm_start=config.sisa.warm_start,
             shard=slices[0].shard,
             between=between,
         )
@@ -263,6 +265,7 @@ class ShardActor:
                 stage=stage.stage,
                 num_stages=stage.num_stages,
                 num_steps=stage.num_steps,
+                warm_start=self._spec.config.sisa.warm_start,
             ),
             start=start,
             resume=resume,

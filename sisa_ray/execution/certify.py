@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -18,7 +17,6 @@ from sisa_ray.core.certificate import (
     RequestTimes,
     RunIdentity,
     ShardChain,
-    StageDigest,
     SubjectsCount,
     TouchedShard,
     WorkReport,
@@ -29,9 +27,9 @@ from sisa_ray.core.certificate import (
 )
 from sisa_ray.core.errors import DataError, IntegrityError, ObjectExists
 from sisa_ray.core.keys import file_digest
-from sisa_ray.core.merkle import path, paths, root
+from sisa_ray.core.merkle import paths, root
 from sisa_ray.core.records import BatchCertified
-from sisa_ray.core.requests import Chains, ClosedBatch, Request
+from sisa_ray.core.requests import Chain, Chains, ClosedBatch, Request
 from sisa_ray.core.state import RunState
 from sisa_ray.storage import layout, signing
 from sisa_ray.storage.run import Run
@@ -42,6 +40,7 @@ _OUT_OF_REACH = (
     "checkpoints exported from the run",
     "predictions made before",
 )
+_NOTHING = Chain(stages=())
 
 
 def certify(run: Run, batch: str) -> BatchCertified:
@@ -118,13 +117,13 @@ def _certificate(run: Run, batch: str) -> Certificate:
     assert state.created is not None
     protection = state.created.protection
     num_shards = run.spec.config.sisa.num_shards
-    stages_before, stages_after = _by_shard(evidence.before), _by_shard(evidence.after)
-    before = [shard_leaf(shard, stages_before.get(shard, ())) for shard in range(num_shards)]
-    after = [shard_leaf(shard, stages_after.get(shard, ())) for shard in range(num_shards)]
+    before, after = _leaves(evidence.before, num_shards), _leaves(evidence.after, num_shards)
     touched = sorted({shard for shard, _ in closed.plan.affected})
+    ways = zip(touched, paths(before, touched), paths(after, touched), strict=True)
+    rebuilt = [evidence.after.get(shard, _NOTHING) for shard in touched]
     leaves = _subject_leaves(state, closed)
     requests = [state.closed_requests[name] for name in closed.plan.requests]
-    platforms = {tuple(sorted(ref.platform.items())): None for ref in evidence.after if ref.shard in touched}
+    platforms = {tuple(sorted(ref.platform.items())): None for chain in rebuilt for ref in chain.stages}
     return Certificate(
         version=1,
         kind="certificate",
@@ -142,10 +141,10 @@ def _certificate(run: Run, batch: str) -> Certificate:
         touched=tuple(
             TouchedShard(
                 shard=shard,
-                before=ShardChain(stages=stages_before.get(shard, ()), path=path(before, shard)),
-                after=ShardChain(stages=stages_after.get(shard, ()), path=path(after, shard)),
+                before=ShardChain(stages=evidence.before.get(shard, _NOTHING).digests, path=way_before),
+                after=ShardChain(stages=evidence.after.get(shard, _NOTHING).digests, path=way_after),
             )
-            for shard in touched
+            for shard, way_before, way_after in ways
         ),
         purged=PurgeReport(
             objects=closed.closed.objects_purged,
@@ -205,12 +204,10 @@ def _subject_leaves(state: RunState, closed: ClosedBatch) -> list[bytes]:
     ]
 
 
-def _by_shard(chains: Chains) -> dict[int, tuple[StageDigest, ...]]:
-    """What was built, shard by shard, in the order of stages."""
-    shards: dict[int, list[StageDigest]] = defaultdict(list)
-    for ref in sorted(chains, key=lambda ref: (ref.shard, ref.stage)):
-        shards[ref.shard].append(StageDigest(stage=ref.stage, key=ref.key, file_digest=ref.file_digest))
-    return {shard: tuple(stages) for shard, stages in shards.items()}
+def _leaves(chains: Chains, num_shards: int) -> list[bytes]:
+    """A leaf for each shard, those of which nothing is built included."""
+    shards = ((shard, chains.get(shard, _NOTHING)) for shard in range(num_shards))
+    return [chain.leaf if chain.stages else shard_leaf(shard, ()) for shard, chain in shards]
 
 
 def _text(at: datetime) -> str:

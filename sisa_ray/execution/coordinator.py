@@ -31,14 +31,12 @@ from sisa_ray.execution.opening import existing_run
 from sisa_ray.execution.session import Session
 from sisa_ray.execution.sign import show_life
 from sisa_ray.execution.workers import NewWorkers, Workers
-from sisa_ray.storage.purge import has_strays
 from sisa_ray.storage.run import Run
 
 logger = logging.getLogger("sisa_ray.coordinator")
 
 _LOOK_S = 2.0
 """Seconds between looks at the log for requests that others accepted."""
-_SWEEP_S = 600.0
 _IDLE_S = 10.0
 """Seconds without work after which shard actors are released, with their GPUs."""
 _PASS_EVERY_S = 0.05
@@ -281,6 +279,7 @@ class Coordinator:
             except SisaError as error:
                 # Storage that is away, a shard that cannot be trained: requests are taken in all the same.
                 session.workers.release()
+                session.is_untidy = True
                 self._status, self._trouble = "in trouble", str(error)
                 logger.warning("%s; trying again in %.0f s", error, pause_s)
                 self._stop.wait(pause_s)
@@ -300,6 +299,7 @@ class Coordinator:
                     raise
                 except Exception as error:
                     session.workers.release()
+                    session.is_untidy = True
                     future.set_exception(error)
                 else:
                     future.set_result(result)
@@ -308,16 +308,11 @@ class Coordinator:
     def _rest(self, session: Session) -> None:
         """Wait for news: a request, an order, a time that the policy names, or what others wrote to the log."""
         idle_since = time.monotonic()
-        swept_at = idle_since
         while not (self._news.is_set() or self._stop.is_set()):
-            now = time.monotonic()
-            if now - idle_since > _IDLE_S:
+            if time.monotonic() - idle_since > _IDLE_S:
                 session.workers.release()
-            if now - swept_at > _SWEEP_S and self._run.state.purge_trouble is None:
-                swept_at = now
-                if has_strays(self._run):  # late writes of a coordinator that was superseded
-                    session.purge()
-                    break
+            if session.is_to_sweep and self._run.state.purge_trouble is None and session.sweep():
+                break
             with self._run.lock:
                 moment = self._moment(session.workers)
                 wake = wakes_at(self._run.spec, self._run.state, moment)

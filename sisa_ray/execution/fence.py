@@ -16,9 +16,9 @@ from itertools import chain
 
 from sisa_ray.core.errors import CommitFailed, ConfigError, SisaError, StateMoved
 from sisa_ray.core.leases import LeaseBook, boot_time
+from sisa_ray.core.places import Place
 from sisa_ray.core.records import RequestsFenced, ServingClosed, ServingOpened
 from sisa_ray.core.requests import Request
-from sisa_ray.core.state import Place
 from sisa_ray.core.step import to_be_fenced
 from sisa_ray.core.tokens import Tokens
 from sisa_ray.core.view import View, next_view, tainted

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sisa_ray.core.partition import place
+from sisa_ray.core.partition import candidates
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import layouts_of
 from sisa_ray.core.records import BatchPlanned, SliceRef, SlicesRewritten
-from sisa_ray.core.state import Place
 from sisa_ray.storage.payloads import read_each, read_subjects
 from sisa_ray.storage.run import Run
 from sisa_ray.storage.slices import count_records, load_slice, store_slice
@@ -20,13 +20,14 @@ _NUM_READERS = 8
 
 
 def route(run: Run, people: Sequence[str]) -> dict[Place, list[str]]:
-    """The slices that each subject's records can be in, one for each ingest: no index, no reading."""
-    routed: dict[Place, list[str]] = defaultdict(list)
+    """The slices that each subject's records can be in, one for each ingest and stratum: no index, no reading."""
+    routed: dict[Place, dict[str, None]] = defaultdict(dict)
     for layout in layouts_of(run.spec, run.state):
-        shards, slices = place(people, layout)
-        for subject, shard, slice_ in zip(people, shards.tolist(), slices.tolist(), strict=True):
-            routed[shard, slice_].append(subject)
-    return dict(routed)
+        for shards, slices in candidates(people, layout):
+            for subject, shard, slice_ in zip(people, shards.tolist(), slices.tolist(), strict=True):
+                # Two strata may have chosen the same one.
+                routed[shard, slice_][subject] = None
+    return {where: list(there) for where, there in routed.items()}
 
 
 def places_of(run: Run, requests: Sequence[str]) -> dict[str, tuple[Place, ...]]:

@@ -133,6 +133,7 @@ def start_coordinator(target: Target) -> Report:
         namespace=NAMESPACE,
         lifetime="detached",
         num_cpus=0,
+        memory=1,  # of an actor that needs nothing at all, Ray chooses the node at random, whatever the strategy says
         max_restarts=-1,
         max_concurrency=1000,
         scheduling_strategy=here,

@@ -22,7 +22,7 @@ from sisa_ray.core.errors import (
     SourceMissing,
 )
 from sisa_ray.core.keys import tags
-from sisa_ray.core.partition import Layout, place
+from sisa_ray.core.partition import Layout, candidates
 from sisa_ray.core.planner import layouts_of, segments_of
 from sisa_ray.core.records import SliceRef, TableAppended, TableIngested
 from sisa_ray.execution import opening
@@ -72,8 +72,7 @@ def ingested(
         Session(run, workers, command="ingest", on_event=on_event) as session,
     ):
         on_event(PhaseStarted(text=f"ingesting {source.num_rows:,} rows"))
-        layout = _layout(run, num_slices=run.spec.config.sisa.num_slices)
-        job = _job(run, run, source, layout, attempt=session.attempt, shards=None, ingest=0)
+        job = _job(run, run, source, run.spec.layout(), attempt=session.attempt, shards=None, ingest=0)
         run.commit(_record(_ingest(run, job, workers), session.attempt))
     return run, False
 
@@ -113,7 +112,8 @@ def append_in(session: Session, *, table: str, num_slices: int = 1) -> TableAppe
     _require_same_columns(run, source)
     session.report(PhaseStarted(text=f"appending {source.num_rows:,} rows"))
     _refuse_known_ids(run, source)
-    layout = _layout(run, num_slices=num_slices, first_slice=segments_of(run.spec, run.state)[-1].last + 1)
+    first_slice = segments_of(run.spec, run.state)[-1].last + 1
+    layout = run.spec.layout(num_slices=num_slices, first_slice=first_slice)
     number = len(run.state.appended) + 1
     job = _job(run, run, source, layout, attempt=session.attempt, shards=None, ingest=number)
     done = _ingest(run, job, session.workers)
@@ -273,16 +273,13 @@ def _from_slices(run: Run, replica: Run, *, shards: tuple[int, ...], attempt: st
 
 def _check_belongs(run: Run, ref: SliceRef, table: pa.Table, layout: Layout, absent: frozenset[str]) -> None:
     people = list(dict.fromkeys(subjects(table).to_pylist()))
-    shards, slices = place(people, layout)
-    if (shards != ref.shard).any() or (slices != ref.slice).any():
+    belongs = np.zeros(len(people), dtype=bool)
+    for shards, slices in candidates(people, layout):
+        belongs |= (shards == ref.shard) & (slices == ref.slice)
+    if not belongs.all():
         raise IntegrityError(f"{run.address}/{ref.path}: holds records that belong to another slice")
     if not absent.isdisjoint(run.secret.tags(people)):
         raise IntegrityError(f"{run.address}/{ref.path}: holds records of somebody who was forgotten")
-
-
-def _layout(run: Run, *, num_slices: int, first_slice: int = 1) -> Layout:
-    sisa = run.spec.config.sisa
-    return Layout(num_shards=sisa.num_shards, num_slices=num_slices, seed=sisa.seed, first_slice=first_slice)
 
 
 @dataclass(frozen=True, kw_only=True)

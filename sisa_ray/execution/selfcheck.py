@@ -40,8 +40,10 @@ def _self_check(run: Run, pool: ShardPool, job: BuildJob) -> dict[str, str] | No
 
 def _a_shards_slices(state: RunState) -> tuple[SliceRef, ...]:
     """Two slices with records of one shard, or the only one that any shard has."""
-    found: dict[int, list[SliceRef]] = {}
-    for (shard, _), ref in sorted(state.slices.items()):
-        if ref.num_records:
-            found.setdefault(shard, []).append(ref)
-    return tuple(max(found.values(), key=lambda refs: min(len(refs), 2), default=[])[:2])
+    only: tuple[SliceRef, ...] = ()
+    for shard in sorted(state.slices.shards):
+        found = tuple(ref for _, ref in sorted(state.slices.of(shard).items()) if ref.num_records)
+        if len(found) > 1:
+            return found[:2]
+        only = only or found
+    return only

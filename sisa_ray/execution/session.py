@@ -75,6 +75,9 @@ WRITERS_END_S = 150.0
 """Seconds after which nothing of a lost node writes any more: Ray ends its actors when it has not reached the head for
 a minute (``RAY_gcs_rpc_server_reconnect_timeout_s``), and requests to storage break off within another."""
 
+SWEEP_S = 600.0
+"""Seconds between two looks everywhere under the run for what nothing names."""
+
 _NUM_TRIES = 20
 _PAUSE_S = 0.2
 _LOOK_S = 2.0
@@ -108,6 +111,9 @@ class Session:
         """A re-execution for comparison: nothing is mended or checked that the original would have to show."""
         self._is_behind = is_behind
         """The run was restored from before some people asked to be forgotten, and this session makes up for it."""
+        self.is_untidy = True
+        """Something may have been left anywhere: by sessions before this one, by what failed here, by lost writers."""
+        self._swept_at = time.monotonic()
         self._moment = moment
         """Lets the batching policy decide when; without it nothing waits."""
         self._looked_at = 0.0
@@ -177,6 +183,7 @@ class Session:
                 self._execute(decision)
             except StateMoved:
                 self.workers.release()
+                self.is_untidy = True
             self.run.snapshot()
 
     def _now(self) -> Moment | None:
@@ -221,15 +228,32 @@ class Session:
             self._interrupt()
             time.sleep(_PAUSE_S)
         workers.note_ended()
-        if has_strays(self.run):
-            self.purge()
+        self.sweep()
         return not self.run.state.purge_due
+
+    def sweep(self) -> bool:
+        """Purge what writers that were lost or superseded wrote late, wherever it is; whether there was any."""
+        self._swept_at = time.monotonic()
+        if not has_strays(self.run):
+            return False
+        self.is_untidy = True
+        self.purge()
+        return True
+
+    @property
+    def is_to_sweep(self) -> bool:
+        """Whether nobody has looked everywhere for a while."""
+        return time.monotonic() - self._swept_at > SWEEP_S
 
     def purge(self) -> None:
         """Purge; what cannot be shown to be gone is logged, and tried again."""
         self._say("purging")
+        # Where batches follow each other without a rest, nothing else looks at the shards that they do not touch.
+        everywhere = self.is_untidy or self.is_to_sweep
         try:
-            purge(self.run, attempt=self.attempt)
+            purge(self.run, attempt=self.attempt, everywhere=everywhere)
+            if everywhere:
+                self.is_untidy, self._swept_at = False, time.monotonic()
         except (PurgeIncomplete, StorageDenied) as error:
             trouble = self.run.state.purge_trouble
             pause_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** (trouble.num_tries if trouble else 0))

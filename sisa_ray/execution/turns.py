@@ -17,8 +17,8 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sisa_ray.core.errors import RunNotFound, StorageError
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import Lineage, missing_stages
-from sisa_ray.core.state import Place
 from sisa_ray.execution.client import NAMESPACE
 from sisa_ray.execution.cluster import ensure_ray
 from sisa_ray.execution.events import Notice, OnEvent, StageFinished, WorkPlanned, ignore

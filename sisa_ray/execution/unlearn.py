@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import rebuild_visits
 from sisa_ray.core.requests import ClosedBatch
-from sisa_ray.core.state import Place, RunState
+from sisa_ray.core.state import RunState
 from sisa_ray.execution import opening
 from sisa_ray.execution.acceptance import Submission, checked_subjects
 from sisa_ray.execution.client import find_coordinator

@@ -126,6 +126,11 @@ def model_seed(*, seed: int, shard: int) -> int:
     return derive_seed(seed, "build", shard)
 
 
+def perturbation_seed(*, seed: int, shard: int, stage: int) -> int:
+    """Seeds the fresh model that perturbs the checkpoint which a stage starts from."""
+    return derive_seed(seed, "perturb", shard, stage)
+
+
 def step_seeds(
     *, seed: int, shard: int, stage: int, first: int, last: int, rank: int | None = None
 ) -> list[int]:

@@ -119,10 +119,9 @@ def aggregate(rule: Rule, predictions: Floats, weights: Sequence[int], *, task: 
 
 
 def _vote_shares(labels: npt.NDArray[np.int64], num_classes: int) -> Floats:
-    votes = np.zeros((labels.shape[1], num_classes))
-    for voter in labels:
-        votes[np.arange(len(voter)), voter] += 1
-    return votes / len(labels)
+    votes = (labels[:, :, None] == np.arange(num_classes)).sum(axis=0)
+    shares: Floats = votes / len(labels)
+    return shares
 
 
 def _combined(rule: Rule, predictions: Floats, weights: Sequence[int]) -> Floats:
@@ -137,7 +136,7 @@ def _combined(rule: Rule, predictions: Floats, weights: Sequence[int]) -> Floats
 
 def _ordered_sum(values: Floats) -> Floats:
     """The sum over voters, one after the other: numpy's own order depends on the array's layout."""
-    total: Floats = np.zeros(values.shape[1:])
-    for voter in values:
-        total = total + voter
+    if not len(values):
+        return np.zeros(values.shape[1:])
+    total: Floats = np.add.accumulate(values, axis=0)[-1] + 0.0  # without negative zeros
     return total

@@ -34,7 +34,7 @@ from sisa_ray.core.order import (
 from sisa_ray.learning.arithmetic import resolved_device
 from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe
 
-_NOT_ROLES = frozenset({"record_id", "subject_id", "stratum"})
+_NOT_ROLES = frozenset({"record_id", "subject_id"})
 _CHUNK_ROWS = 4096
 _DECODE_ROWS = 8192
 """Rows that ``decode`` sees at once, at most: one Arrow array of images holds no more than 2 GiB."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sisa_ray.core.config import ArithmeticConfig
+from sisa_ray.core.config import ArithmeticConfig, WarmStartConfig
 from sisa_ray.core.errors import SelfCheckError
 from sisa_ray.learning import codec
 from sisa_ray.learning.arithmetic import resolved_device
@@ -68,6 +68,7 @@ def self_check_chain(
     arithmetic: ArithmeticConfig,
     seed: int,
     num_stages: int,
+    warm_start: WarmStartConfig | None = None,
     shard: int = 0,
     tables: Sequence[SliceSource] | None = None,
 ) -> ChainHalf:
@@ -90,7 +91,7 @@ def self_check_chain(
             recipe=recipe,
             data=data,
             arithmetic=arithmetic,
-            task=_task(data, seed, shard, stage, num_stages),
+            task=_task(data, seed, shard, stage, num_stages, warm_start),
             start=states[-1] if states else None,
         )
         states.append(result.state)
@@ -105,6 +106,7 @@ def self_check_alone(
     seed: int,
     num_stages: int,
     between: bytes,
+    warm_start: WarmStartConfig | None = None,
     shard: int = 0,
 ) -> AloneHalf:
     """Train stage 2 from the checkpoint ``between`` the stages, in a process that has trained nothing yet."""
@@ -117,7 +119,7 @@ def self_check_alone(
             recipe=recipe,
             data=data,
             arithmetic=arithmetic,
-            task=_task(data, seed, shard, 2, num_stages),
+            task=_task(data, seed, shard, 2, num_stages, warm_start),
             start=between,
             resume=resume,
             on_partial=partials.__setitem__,
@@ -153,9 +155,18 @@ def _first_two(sources: Sequence[SliceSource | TensorSource]) -> list[SliceSourc
     return list(sources[:2]) if len(sources) > 1 else [sources[0], sources[0]]
 
 
-def _task(data: Loader, seed: int, shard: int, stage: int, num_stages: int) -> StageTask:
+def _task(
+    data: Loader, seed: int, shard: int, stage: int, num_stages: int, warm_start: WarmStartConfig | None
+) -> StageTask:
     num_steps = _NUM_STEPS[stage] if data.num_rows(stage) else 0
-    return StageTask(seed=seed, shard=shard, stage=stage, num_stages=num_stages, num_steps=num_steps)
+    return StageTask(
+        seed=seed,
+        shard=shard,
+        stage=stage,
+        num_stages=num_stages,
+        num_steps=num_steps,
+        warm_start=warm_start,
+    )
 
 
 def _check_decode(recipe: RecipeFactory, sources: Sequence[SliceSource]) -> None:

@@ -17,14 +17,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from sisa_ray.core.config import ArithmeticConfig, Precision
+from sisa_ray.core.config import ArithmeticConfig, Precision, WarmStartConfig
 from sisa_ray.core.errors import IntegrityError, RecipeError
 from sisa_ray.learning import codec
-from sisa_ray.learning.arithmetic import applied, autocast_dtype, model_seed, seeder, step_seeds
+from sisa_ray.learning.arithmetic import (
+    applied,
+    autocast_dtype,
+    model_seed,
+    perturbation_seed,
+    seeder,
+    step_seeds,
+)
 from sisa_ray.learning.building import build_model, load_optimizer
 from sisa_ray.learning.loader import Loader
 from sisa_ray.learning.recipe import Batch, Recipe, RecipeFactory, new_recipe, overrides
 from sisa_ray.learning.team import Buffers, Gradients, Team
+from sisa_ray.learning.warm_start import shrink_and_perturb
 
 _PROGRESS_EVERY_S = 0.2
 _SEEDS_AT_ONCE = 4096
@@ -32,13 +40,17 @@ _SEEDS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageTask:
-    """Which stage to train: ``num_steps`` steps of the recipe's batch size over slices 1..``stage``."""
+    """Which stage to train: ``num_steps`` steps of the recipe's batch size over slices 1..``stage``.
+
+    ``warm_start`` says what becomes of the checkpoint that it starts from: None leaves it as it is.
+    """
 
     seed: int
     shard: int
     stage: int
     num_stages: int
     num_steps: int
+    warm_start: WarmStartConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +154,16 @@ class _Stage:
         self.model_seed = model_seed(seed=task.seed, shard=task.shard)
         if saved is not None and saved["trainer"]["model_seed"] != self.model_seed:
             raise IntegrityError(f"a checkpoint of another shard or seed was given to shard {task.shard}")
+        # A stage that was cut short has begun already.
+        begins = saved is not None and "step" not in saved["trainer"]
+        warm_start = task.warm_start if begins else None
+        seed = perturbation_seed(seed=task.seed, shard=task.shard, stage=task.stage)
+        fresh = None if warm_start is None else build_model(new_recipe(recipe), seed, None, device, team)
         self.recipe = new_recipe(recipe)
         self.seed_all = seeder(device)
         self.model = build_model(self.recipe, self.model_seed, saved, device, team)
+        if warm_start is not None and fresh is not None:
+            shrink_and_perturb(self.model, fresh, warm_start)
         self.optimizer = self.recipe.build_optimizer(self.model)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise RecipeError(
@@ -157,7 +176,8 @@ class _Stage:
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         self.first_step = 0
         if saved is not None:
-            load_optimizer(self.optimizer, saved["optimizer"])
+            if warm_start is None:  # moments belong to the weights as they were
+                load_optimizer(self.optimizer, saved["optimizer"])
             if self.scaler is not None:
                 self.scaler.load_state_dict(saved["scaler"])
             self.first_step = saved["trainer"].get("step", 0)

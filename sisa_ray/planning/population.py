@@ -1,20 +1,18 @@
-"""Who asks: records that are unequally likely to go, and layouts that make use of it (paper, section VII).
+"""Who asks: records that are unequally likely to go (paper, section VII).
 
 Placement by a keyed hash puts likely and unlikely records into every slice alike, so the distribution of requests
-over people costs nothing and saves nothing: ``even_layout`` holds for any of them. It saves where a layout knows it.
+over people costs nothing and saves nothing: ``even_layout`` holds for any of them. It saves where a layout knows it:
+``sisa_ray.planning.strata``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
 from sisa_ray.core.errors import ConfigError
-from sisa_ray.planning.layouts import FloatArray, Layout
 
 Likelihood = Literal["uniform", "exponential", "pareto"]
 """How the probability to be erased is spread over records."""
@@ -72,55 +70,3 @@ def spread(likelihood: Likelihood, num_records: float, mean: float, num_classes:
         Stratum(name=f"{i + 1}", num_records=num_records / num_classes, probability=float(p))
         for i, p in enumerate(probabilities)
     ]
-
-
-def aware_layout(
-    strata: Sequence[Stratum],
-    num_shards: int,
-    epochs: Sequence[Fraction | float],
-    kept: Collection[int] | None = None,
-) -> Layout:
-    """Shards of one expected number of requests each, likely records in few small ones and there in late slices.
-
-    Source: section VII, algorithm 1: records sorted by probability fill a shard until its expected number of requests
-    reaches C; here C is the number of all requests over ``num_shards``. Slices of a shard have one size.
-
-    >>> from sisa_ray.planning.cost import one_request
-    >>> from sisa_ray.planning.layouts import even_layout
-    >>> home, abroad = Stratum(name="home", num_records=900, probability=0.01), Stratum(
-    ...     name="abroad", num_records=100, probability=0.27)
-    >>> layout = aware_layout([home, abroad], 4, [1.0])
-    >>> layout.sizes.ravel().round(1).tolist()
-    [900.0, 33.3, 33.3, 33.3]
-    >>> round(one_request(even_layout(1000, 4, [1.0])), 1), round(one_request(layout), 1)
-    (249.0, 249.0)
-
-    Raises:
-        ConfigError: where nobody asks, or there is no stratum or shard.
-    """
-    if not strata or num_shards < 1 or not epochs:
-        raise ConfigError("layout: needs at least one stratum, shard and stage")
-    rising = sorted(strata, key=lambda s: s.probability)
-    sizes = np.array([s.num_records for s in rising])
-    expected = np.array([s.num_records * s.probability for s in rising])
-    if not expected.sum() > 0:
-        raise ConfigError(
-            "probability: is 0 in every stratum; without requests there is nothing to be planned"
-        )
-    records = np.concatenate([[0.0], np.cumsum(sizes)])
-    requests = np.concatenate([[0.0], np.cumsum(expected)])
-    share = np.linspace(0.0, requests[-1], num_shards + 1)
-    # Whoever never asks goes first: into the first shard.
-    asked = int(np.argmax(requests > 0)) - 1
-    ends: FloatArray = np.interp(share, requests[asked:], records[asked:])
-    ends[0], ends[-1] = 0.0, records[-1]
-    within = np.linspace(0.0, 1.0, len(epochs) + 1)
-    edges = ends[:-1, None] + np.diff(ends)[:, None] * within
-    table = np.diff(np.interp(edges, records, requests), axis=1)
-    return Layout(
-        sizes=np.diff(edges, axis=1),
-        weights=table / table.sum(),
-        copies=np.ones(num_shards, dtype=np.int64),
-        epochs=np.array([float(e) for e in epochs]),
-        kept=tuple(sorted({*(range(1, len(epochs) + 1) if kept is None else kept), len(epochs)})),
-    )

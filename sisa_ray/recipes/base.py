@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from sisa_ray.learning.recipe import Batch, Recipe
 from sisa_ray.recipes.columns import to_tensor
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
-RateSchedule = Literal["constant", "cosine", "step"]
+RateSchedule = Literal["constant", "cosine", "step", "last_cosine"]
 
 
 class Supervised(Recipe):
@@ -30,7 +30,7 @@ class Supervised(Recipe):
         momentum: of SGD.
         weight_decay: as the optimizer defines it.
         lr_schedule: over each stage's budget: ``constant``, ``cosine`` (to zero), ``step`` (a tenth at one half,
-            a hundredth at three quarters).
+            a hundredth at three quarters); or ``last_cosine``: constant, then to zero over the last stage alone.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Supervised(Recipe):
         _check("momentum", momentum, 0 <= momentum < 1, "must be in [0, 1)")
         _check("momentum", momentum, not momentum or optimizer == "sgd", "is only for optimizer: sgd")
         _check("weight_decay", weight_decay, weight_decay >= 0, "must not be negative")
-        known = ("constant", "cosine", "step")
+        known = get_args(RateSchedule)
         _check("lr_schedule", lr_schedule, lr_schedule in known, f"must be one of {', '.join(known)}")
         self.batch_size = batch_size
         self._lr = lr
@@ -69,7 +69,7 @@ class Supervised(Recipe):
 
     def learning_rate(self, stage: int, num_stages: int, fraction: float) -> float:
         """The factor that ``lr_schedule`` names."""
-        if self._lr_schedule == "cosine":
+        if self._lr_schedule == "cosine" or (self._lr_schedule == "last_cosine" and stage == num_stages):
             return 0.5 * (1 + math.cos(math.pi * fraction))
         if self._lr_schedule == "step":
             return 1.0 if fraction < 0.5 else 0.1 if fraction < 0.75 else 0.01

@@ -19,6 +19,7 @@ from sisa_ray.service import (
     plan_commands,
     render,
     serve_command,
+    strata_command,
     token_commands,
 )
 from sisa_ray.service.arguments import (
@@ -276,6 +277,7 @@ _COMMANDS = (
     serve_command,
     token_commands,
     plan_commands,
+    strata_command,
     convert_commands,
 )
 for commands_of in _COMMANDS:

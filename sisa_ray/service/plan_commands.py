@@ -122,23 +122,23 @@ def plan(
     output = Output(as_json=as_json, quiet=quiet)
     with output.reporting():
         given: dict[str, Any] = {
-            "num_records": _number("--records", records),
+            "num_records": number("--records", records),
             "epochs": epochs,
             "checkpoint_bytes": _checkpoint(model_bytes, checkpoint_bytes),
-            "seconds_per_visit": _number("--seconds-per-visit", seconds_per_visit),
-            "requests_per_day": _number("--requests-per-day", requests_per_day),
-            "records_per_request": _number("--records-per-request", records_per_request),
+            "seconds_per_visit": number("--seconds-per-visit", seconds_per_visit),
+            "requests_per_day": number("--requests-per-day", requests_per_day),
+            "records_per_request": number("--records-per-request", records_per_request),
             "arrivals": arrivals,
-            "num_gpus": _number("--gpus", gpus),
+            "num_gpus": number("--gpus", gpus),
             "basis": basis,
-            "custom_days": _number("--custom-days", custom_days),
-            "erase_within_days": _number("--within-days", within_days),
+            "custom_days": number("--custom-days", custom_days),
+            "erase_within_days": number("--within-days", within_days),
             "accuracy": _pairs("--accuracy", accuracy, ":", int),
-            "max_accuracy_loss": _number("--max-accuracy-loss", max_accuracy_loss),
+            "max_accuracy_loss": number("--max-accuracy-loss", max_accuracy_loss),
             "schedule_loss": _pairs("--schedule-loss", schedule_loss, "=", str),
             "storage_budget": storage_budget,
-            "gpu_hour_price": _number("--gpu-hour-price", gpu_hour_price),
-            "storage_price": _number("--storage-price", storage_price),
+            "gpu_hour_price": number("--gpu-hour-price", gpu_hour_price),
+            "storage_price": number("--storage-price", storage_price),
             "shards": _whole_numbers("--shards", shards),
             "slices": _whole_numbers("--slices", slices),
         }
@@ -165,7 +165,7 @@ def _scenario(given: dict[str, Any], run: str | None, history: str | None) -> Sc
             raise ConfigError(
                 "--requests-per-day and --history: both give the rate of requests; give one of them"
             )
-        at_s, _ = read_history(_lines(history), source=history)
+        at_s, _ = read_history(lines_of_file(history), source=history)
         given["requests_per_day"] = per_second(at_s) * DAY_S
     if run is not None:
         from sisa_ray.execution.measured import measure
@@ -183,7 +183,12 @@ def _scenario(given: dict[str, Any], run: str | None, history: str | None) -> Sc
     return Scenario.from_mapping({field: value for field, value in given.items() if value is not None})
 
 
-def _number(option: str, text: str | None) -> int | float | None:
+def number(option: str, text: str | None) -> int | float | None:
+    """The number that an option has.
+
+    Raises:
+        ConfigError: where it is none.
+    """
     if text is None:
         return None
     try:
@@ -242,7 +247,12 @@ def _whole_numbers(option: str, text: str | None) -> list[int] | None:
         raise ConfigError(f"{option}: must be whole numbers such as 5,10,20, not {text!r}") from None
 
 
-def _lines(path: str) -> list[str]:
+def lines_of_file(path: str) -> list[str]:
+    """The lines of a CSV file.
+
+    Raises:
+        DataError: where it cannot be read.
+    """
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sisa_ray.planning.designs import Design
     from sisa_ray.planning.scenario import Scenario
     from sisa_ray.planning.search import Plan
+    from sisa_ray.planning.strata import StrataDesign, StrataPlan
 
 _MAX_ROWS = 12
 _DAY_S = 86_400.0
@@ -128,3 +130,48 @@ def _assumptions(plan: Plan, plot: str | None) -> list[RenderableType]:
     if plot is not None:
         lines.append(Text(f"picture: {plot}"))
     return [*lines]
+
+
+def strata_text(plan: StrataPlan, num_shards: int, num_slices: int, batch: str) -> RenderableType:
+    """The recommended strata as configuration, the alternatives, and what a wrong prior does."""
+    best = plan.recommended
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("", "layout"):
+        table.add_column(heading)
+    for heading in ("record-visits", "saves", "requests of the fullest shard", "strata a model learns from"):
+        table.add_column(heading, justify="right")
+    for design in plan.alternatives:
+        table.add_row(
+            "→" if design == best else "",
+            design.way.replace("_", " "),
+            f"{design.visits:,.0f}",
+            f"{design.gain:.2f}×",
+            f"{design.requests_per_shard:,.4g}",
+            f"{design.strata_per_model:.3g}",
+        )
+    configuration = ["sisa:", "  strata:"]
+    configuration += [f"    - {line}" for line in strata_of(best, num_shards, num_slices)]
+    lines = [Text("recommended", "bold"), *(Text(f"  {line}") for line in configuration), Text("")]
+    if best.way == "uniform":
+        lines = [
+            Text("recommended", "bold"),
+            Text("  no strata: none of the layouts saves anything"),
+            Text(""),
+        ]
+    wrong = [Text("what it saves if requests really are", "bold")]
+    wrong += [Text(f"  {name}: {gain:.2f}×") for name, gain in plan.if_wrong.items()]
+    head = f"batches of {batch}, for each epoch of the budget:"
+    return Group(*lines, Text(head), table, Text(""), *wrong)
+
+
+def strata_of(design: StrataDesign, num_shards: int, num_slices: int) -> list[str]:
+    """The entries of ``sisa.strata``, in YAML; nothing where there is nothing to declare."""
+    entries = []
+    for name, region in design.regions.items():
+        parts = [f"name: {json.dumps(name, ensure_ascii=False)}"]
+        if (region.first_shard, region.end_shard) != (0, num_shards):
+            parts.append(f"shards: [{region.first_shard}, {region.end_shard - 1}]")
+        if (region.first_slice, region.last_slice) != (1, num_slices):
+            parts.append(f"slices: [{region.first_slice}, {region.last_slice}]")
+        entries.append(f"{{{', '.join(parts)}}}")
+    return [] if design.way == "uniform" else entries

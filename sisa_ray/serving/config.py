@@ -30,7 +30,7 @@ class ServeConfig(Section):
     max_ongoing_requests: Annotated[int, whole_number(1, 100_000)] = 1000
     cpus_per_replica: PositiveNumber = 0.5
     gpus_per_replica: float = 0.0
-    rows_per_pass: tuple[int, ...] = (8, 64, 256)
+    rows_per_pass: tuple[int, ...] = (16, 64, 256)
     max_body_bytes: ByteSize = 32 * 2**20
     max_rows: Annotated[int, whole_number(1, 10_000_000)] = 65_536
     max_subjects: Annotated[int, whole_number(1, 1_000_000)] = 10_000

@@ -28,6 +28,7 @@ from sisa_ray.storage.source import Source, SourceBatch, check_roles
 from sisa_ray.storage.tables import RECORD_ID, SUBJECT_ID, sort_by_id, subjects
 
 NOT_UNIQUE = "record id is not unique"
+IN_TWO_STRATA = "subject is in two strata"
 
 _NUM_WRITERS = 8
 
@@ -105,6 +106,8 @@ class Routed:
     table: pa.Table
     places: Int64Array
     rows: Int64Array
+    strata: Int64Array | None = None
+    """Numbers of their strata, where records of one subject might disagree."""
 
     def at(self, first_place: int, end_place: int) -> pa.Table:
         """The records of some places (no copy)."""
@@ -120,11 +123,16 @@ def route(job: IngestJob, batch: SourceBatch, tally: Tally) -> Routed:
     tally.num_rows += batch.num_rows
     assert batch.record_ids is not None
     keep = _valid_keys(job, batch, tally.findings)
+    strata = _strata(job, batch)[keep]
     owners = (batch.record_ids if batch.subjects is None else batch.subjects).take(pa.array(keep))
     # One hash a subject, not one a record.
     encoded = owners.dictionary_encode() if batch.subjects is not None else None
     names: list[str] = (owners if encoded is None else encoded.dictionary).to_pylist()
-    shards, slices = place(names, job.layout)
+    of_names = strata
+    if encoded is not None:
+        of_names = np.empty(len(names), dtype=np.int64)
+        of_names[np.asarray(encoded.indices)] = strata  # where records disagree, the table is refused
+    shards, slices = _places(job, names, of_names)
     places = shards * job.layout.num_slices + slices - job.layout.first_slice
     passed = np.ones(len(names), dtype=bool)
     if job.suppressed:
@@ -143,7 +151,31 @@ def route(job: IngestJob, batch: SourceBatch, tally: Tally) -> Routed:
     _check(job, batch, rows, tally.findings)
     keys = [batch.record_ids] if batch.subjects is None else [batch.record_ids, batch.subjects]
     table = pa.Table.from_arrays([*keys, *batch.role_arrays().values()], schema=job.slice_schema)
-    return Routed(table=table.take(pa.array(rows)), places=places[order], rows=rows + batch.first_row)
+    return Routed(
+        table=table.take(pa.array(rows)),
+        places=places[order],
+        rows=rows + batch.first_row,
+        strata=strata[order] if encoded is not None and len(job.layout.strata) > 1 else None,
+    )
+
+
+def _places(job: IngestJob, names: Sequence[str], strata: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Shard and slice of each subject, which is in the stratum of that number."""
+    if len(job.layout.strata) == 1:
+        return place(names, job.layout, job.layout.strata[0])
+    shards, slices = np.empty(len(names), dtype=np.int64), np.empty(len(names), dtype=np.int64)
+    for number, stratum in enumerate(job.layout.strata):
+        here = np.flatnonzero(strata == number)
+        shards[here], slices[here] = place([names[i] for i in here.tolist()], job.layout, stratum)
+    return shards, slices
+
+
+def _strata(job: IngestJob, batch: SourceBatch) -> Int64Array:
+    """The number of each row's stratum; -1 where it is none of the declared ones."""
+    if batch.strata is None:
+        return np.zeros(batch.num_rows, dtype=np.int64)
+    found = pc.index_in(batch.strata, value_set=pa.array(job.layout.strata, pa.string()))
+    return np.asarray(found.fill_null(-1)).astype(np.int64)
 
 
 def _valid_keys(job: IngestJob, batch: SourceBatch, findings: Findings) -> Int64Array:
@@ -162,6 +194,14 @@ def _valid_keys(job: IngestJob, batch: SourceBatch, findings: Findings) -> Int64
         ):
             findings.add(f"{what} (column {name!r}) {rule}", rows + batch.first_row)
             bad[rows] = True
+    if batch.strata is not None:
+        missing = np.asarray(batch.strata.is_null())
+        unknown = (_strata(job, batch) < 0) & ~missing
+        where = f"stratum (column {data.stratum!r})"
+        absent = "subject is not in data.strata_table" if job.source.looks_up_strata else f"{where} is null"
+        for rule, mask in ((absent, missing), (f"{where} is none of sisa.strata", unknown)):
+            findings.add(rule, np.flatnonzero(mask & ~bad) + batch.first_row)
+        bad |= missing | unknown
     return np.flatnonzero(~bad)
 
 
@@ -221,6 +261,7 @@ def ingest_direct(job: IngestJob, *, on_progress: Callable[[int], None] | None =
         if on_progress is not None:
             on_progress(tally.num_rows)
     tally.findings.add(NOT_UNIQUE, _duplicate_rows(routed))
+    tally.findings.add(IN_TWO_STRATA, _torn_rows(routed))
     tally.findings.raise_if_any(job.source.url, job.source.where)
     owners = pa.chunked_array([c for r in routed for c in subjects(r.table).chunks], pa.string())
     check_num_subjects(job, pc.count_distinct(owners).as_py(), tally)
@@ -241,6 +282,19 @@ def _duplicate_rows(routed: Sequence[Routed]) -> Int64Array:
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     mask = np.asarray(pc.is_in(ids, value_set=repeated))
     return np.concatenate([r.rows for r in routed])[np.flatnonzero(mask)]
+
+
+def _torn_rows(routed: Sequence[Routed]) -> Int64Array:
+    """Rows whose subject is in another stratum in some other row."""
+    parts = [(r, strata) for r in routed if (strata := r.strata) is not None]
+    if not parts:
+        return np.zeros(0, dtype=np.int64)
+    owners = pa.chunked_array([c for r, _ in parts for c in subjects(r.table).chunks], pa.string())
+    table = pa.table({"subject": owners, "stratum": np.concatenate([strata for _, strata in parts])})
+    counts = table.group_by("subject").aggregate([("stratum", "count_distinct")])
+    torn = counts.filter(pc.greater(counts["stratum_count_distinct"], 1))["subject"]
+    mask = np.asarray(pc.is_in(owners, value_set=torn))
+    return np.concatenate([r.rows for r, _ in parts])[np.flatnonzero(mask)]
 
 
 def store_place(job: IngestJob, place_number: int, parts: Iterable[pa.Table]) -> SliceRef:

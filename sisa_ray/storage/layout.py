@@ -84,6 +84,11 @@ def index_path(shard: int, stage: int, attempt: str, key: str) -> str:
     return f"{checkpoint_path(shard, stage, attempt, key)}.index.json"
 
 
+def shard_prefixes(shard: int) -> tuple[str, ...]:
+    """Everything that holds or was made of records of one shard lies below these."""
+    return f"{DATA}shard={shard:05d}/", f"{CHECKPOINTS}shard={shard:05d}/", features_prefix(shard)
+
+
 def partial_prefix(shard: int, stage: int) -> str:
     """All mid-stage checkpoints of one stage lie below this (beside its checkpoints)."""
     return _stage_prefix(shard, stage)

@@ -35,6 +35,8 @@ from sisa_ray.storage.log import CommitLog, Entry, Head
 from sisa_ray.storage.objects import ObjectStore, open_store
 from sisa_ray.storage.snapshots import SNAPSHOT_EVERY, load_snapshot, store_snapshot
 
+_STAGES_AN_ENTRY = 20
+
 
 class Run:
     """A run as this process knows it. :meth:`commit` is the only way to change it.
@@ -100,7 +102,9 @@ class Run:
 
     def snapshot(self) -> None:
         """Store a snapshot where the last one is long ago."""
-        if self.head.seq - self._snapshot_seq < SNAPSHOT_EVERY:
+        # Of a large state more seldom, so that what it costs stays in proportion to what was written meanwhile.
+        every = max(SNAPSHOT_EVERY, len(self.state.stages) // _STAGES_AN_ENTRY)
+        if self.head.seq - self._snapshot_seq < every:
             return
         with self.lock:
             seq, state = self.head.seq, dump_state(self.state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from sisa_ray.storage.columns import (
     packed_type,
 )
 from sisa_ray.storage.files import find_files, open_parquet, unreadable
+from sisa_ray.storage.strata import StrataTable, read_strata
 
 _NUM_READERS = 8
 _BATCH_BYTES = 16 * 2**20
@@ -50,13 +52,15 @@ class Fragment:
 class SourceBatch:
     """Consecutive rows, keys canonical, roles in normalised types.
 
-    ``subjects`` is None where the subject is the record; without training, ``record_ids`` may be None too.
+    ``subjects`` is None where the subject is the record; without training, ``record_ids`` may be None too. ``strata``
+    is None where none are declared, and has nulls where a subject's is not known.
     """
 
     first_row: int
     record_ids: pa.Array | None
     subjects: pa.Array | None
     columns: pa.Table
+    strata: pa.Array | None = None
 
     @property
     def num_rows(self) -> int:
@@ -81,6 +85,18 @@ class Source:
     role_schema: pa.Schema
     """One field a role, normalised: what recipes are bound to."""
     fragments: tuple[Fragment, ...] = field(repr=False)
+    stratum: str | None = None
+    """The column of strata, where this table has it."""
+    looks_up_strata: bool = False
+    """Whether a table of its own has the strata: ``data.strata_table``."""
+
+    @cached_property
+    def _strata_table(self) -> StrataTable:
+        return read_strata(self.data)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Workers read the table of strata themselves.
+        return {name: value for name, value in self.__dict__.items() if name != "_strata_table"}
 
     @property
     def num_rows(self) -> int:
@@ -159,7 +175,13 @@ class Source:
 
     def keys_only(self) -> Source:
         """The same table, of which only the record ids are read."""
-        return replace(self, subject_id=None, roles=(), role_schema=pa.schema([]))
+        return replace(
+            self, subject_id=None, stratum=None, looks_up_strata=False, roles=(), role_schema=pa.schema([])
+        )
+
+    def strata_only(self) -> Source:
+        """The same table, of which only record ids, subjects and strata are read."""
+        return replace(self, roles=(), role_schema=pa.schema([]))
 
     def column_name(self, role: str) -> str:
         """How messages name a role's column."""
@@ -168,16 +190,22 @@ class Source:
         return f"{role} ({listed})"
 
     def _source_columns(self) -> list[str]:
-        keys = [name for name in (self.record_id, self.subject_id) if name is not None]
+        keys = [name for name in (self.record_id, self.subject_id, self.stratum) if name is not None]
         return list(dict.fromkeys([*keys, *(n for role in self.roles for n in _names(self.data, role))]))
 
     def _converted(self, batch: pa.RecordBatch, first_row: int) -> SourceBatch:
         arrays = [self._role(batch, role) for role in self.roles]
+        record_ids = canonical_keys(batch[self.record_id]) if self.record_id is not None else None
+        people = canonical_keys(batch[self.subject_id]) if self.subject_id is not None else None
+        strata = canonical_keys(batch[self.stratum]) if self.stratum is not None else None
+        if self.looks_up_strata:
+            strata = self._strata_table.of(record_ids if people is None else people)
         return SourceBatch(
             first_row=first_row,
-            record_ids=canonical_keys(batch[self.record_id]) if self.record_id is not None else None,
-            subjects=canonical_keys(batch[self.subject_id]) if self.subject_id is not None else None,
+            record_ids=record_ids,
+            subjects=people,
             columns=pa.Table.from_arrays(arrays, schema=self.role_schema),
+            strata=strata,
         )
 
     def _role(self, batch: pa.RecordBatch, role: str) -> pa.Array:
@@ -229,7 +257,9 @@ def open_source(data: DataConfig, url: str | None = None, *, for_training: bool 
     has = set(schema.names)
     roles = tuple(role for role in data.columns if all(n in has for n in _names(data, role)))
     subject_id = data.subject_id if for_training and data.subject_id != data.record_id else None
-    used = {n for role in roles for n in _names(data, role)} | (has & {data.record_id, subject_id or ""})
+    stratum = data.stratum if for_training and data.strata_table is None else None
+    used = {n for role in roles for n in _names(data, role)}
+    used |= has & {data.record_id, subject_id or "", stratum or ""}
     for file, (other, _) in zip(files[1:], footers[1:], strict=True):
         _check_agreement(used, files[0], schema, file, other)
     fragments = []
@@ -257,6 +287,8 @@ def open_source(data: DataConfig, url: str | None = None, *, for_training: bool 
         roles=roles,
         role_schema=pa.schema([pa.field(role, _role_type(url, data, role, schema)) for role in roles]),
         fragments=tuple(fragments),
+        stratum=stratum,
+        looks_up_strata=for_training and data.strata_table is not None,
     )
 
 
@@ -274,6 +306,8 @@ def _check_names(url: str, data: DataConfig, schema: pa.Schema, *, for_training:
     keys = [("record_id", data.record_id)]
     if for_training and data.subject_id != data.record_id:
         keys.append(("subject_id", data.subject_id))
+    if for_training and data.stratum is not None and data.strata_table is None:
+        keys.append(("stratum", data.stratum))
     of_roles = [(f"columns.{role}", name) for role in data.columns for name in _names(data, role)]
     optional: set[str] = set()
     if not for_training:

@@ -8,12 +8,14 @@ Staged objects lie in the run's scratch space, under the attempt, where purge fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +27,7 @@ from sisa_ray.storage import layout
 from sisa_ray.storage.checks import Findings
 from sisa_ray.storage.columns import Int64Array
 from sisa_ray.storage.ingest import (
+    IN_TWO_STRATA,
     NOT_UNIQUE,
     Ingested,
     IngestJob,
@@ -35,26 +38,38 @@ from sisa_ray.storage.ingest import (
     route,
     store_place,
 )
-from sisa_ray.storage.source import Fragment
-from sisa_ray.storage.tables import RECORD_ID, gather
+from sisa_ray.storage.source import Fragment, Source, SourceBatch
+from sisa_ray.storage.tables import RECORD_ID, SUBJECT_ID, gather
 
 _PLACE = "place"
 _NUM_READERS = 8
 _NUM_FENCES = 256
-_DUPLICATES_BYTES = 64 * 2**20
+_INDEX_BYTES = 64 * 2**20
+
+
+class Index(BaseModel):
+    """Within a staged object: hashes of keys, ascending, their rows and, of subjects, the numbers of their strata."""
+
+    model_config = ConfigDict(frozen=True)
+
+    offset: int
+    fences: tuple[int, ...]
+    """Positions of the hashes that begin each 1/256 of their range, and their number."""
+
+    def __len__(self) -> int:
+        return self.fences[-1]
 
 
 class Piece(BaseModel):
-    """A staged object: one Arrow stream a group, then the hashes of record ids, ascending, and their rows."""
+    """A staged object: one Arrow stream a group, then an index of record ids and, with strata, one of subjects."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str
     offsets: tuple[int, ...]
-    """Where each group begins; the last one is where the hashes begin."""
-    num_records: int
-    fences: tuple[int, ...]
-    """Positions of the hashes that begin each 1/256 of their range, and their number."""
+    """Where each group begins; the last one is where the indexes begin."""
+    ids: Index
+    people: Index | None
 
 
 class StageReport(BaseModel):
@@ -138,22 +153,20 @@ class Staging:
                     for table in tables:
                         stream.write_table(table)
             offsets.append(sink.tell())
-        ids = [i for r in routed for i in r.table[RECORD_ID].to_pylist()]
-        hashes = record_hashes(ids, seed=self.job.layout.seed)
-        order = np.argsort(hashes)
-        hashes = hashes[order]
-        sink.write(hashes.tobytes())
-        sink.write(np.concatenate([r.rows for r in routed])[order].tobytes())
+        rows = np.concatenate([r.rows for r in routed])
+        ids = _write_index(sink, self._hashed(routed, RECORD_ID), rows)
+        people = None
+        if all(r.strata is not None for r in routed):
+            strata = np.concatenate([r.strata for r in routed if r.strata is not None])
+            people = _write_index(sink, self._hashed(routed, SUBJECT_ID), rows, strata)
         # The same name when a task is done again, so that no copy is left behind.
         path = f"{self.prefix}{part:06d}-{number:06d}.arrow"
         self.job.store.put(path, memoryview(sink.getvalue()))
-        starts = np.arange(_NUM_FENCES, dtype=np.uint64) << np.uint64(56)
-        return Piece(
-            path=path,
-            offsets=tuple(offsets),
-            num_records=len(ids),
-            fences=(*np.searchsorted(hashes, starts).tolist(), len(ids)),
-        )
+        return Piece(path=path, offsets=tuple(offsets), ids=ids, people=people)
+
+    def _hashed(self, routed: Sequence[Routed], column: str) -> UInt64Array:
+        keys = [key for r in routed for key in r.table[column].to_pylist()]
+        return record_hashes(keys, seed=self.job.layout.seed)
 
     def checked(self, reports: Sequence[StageReport]) -> tuple[list[Piece], Tally]:
         """Between the phases: all pieces, if what all tasks have seen together breaks no rule.
@@ -166,6 +179,7 @@ class Staging:
             tally.update(report.tally())
         pieces = sorted((p for report in reports for p in report.pieces), key=lambda piece: piece.path)
         tally.findings.add(NOT_UNIQUE, self._duplicates(pieces))
+        tally.findings.add(IN_TWO_STRATA, self._torn(pieces))
         tally.findings.raise_if_any(self.job.source.url, self.job.source.where)
         return pieces, tally
 
@@ -211,40 +225,81 @@ class Staging:
         return result(self.job, slices, tally)
 
     def _duplicates(self, pieces: Sequence[Piece]) -> list[int]:
-        """Rows whose record id some other row has too, anywhere in the table: found by hash, then confirmed.
-
-        Works through the range of the hashes in steps, so that the memory it takes is bounded.
-        """
-        num_steps = 1 + 16 * sum(p.num_records for p in pieces) // _DUPLICATES_BYTES
-        edges = np.linspace(0, _NUM_FENCES, min(_NUM_FENCES, num_steps) + 1).astype(int).tolist()
+        """Rows whose record id some other row has too, anywhere in the table: found by hash, then confirmed."""
         found: list[int] = []
-        for low, high in pairwise(edges):
-            suspects = _repeated([self._hashes(p, p.fences[low], p.fences[high]) for p in pieces])
+        for hashes, rows in self._by_hash([(p, p.ids) for p in pieces], num_columns=2):
+            suspects = np.sort(rows[_repeated(hashes)])
             if len(suspects):
-                found += self._confirmed(suspects).tolist()
+                found += self._confirmed_duplicates(suspects).tolist()
         return found
 
-    def _hashes(self, piece: Piece, low: int, high: int) -> tuple[UInt64Array, Int64Array]:
-        start = piece.offsets[-1]
-        hashes = self._read(piece, start + 8 * low, start + 8 * high)
-        start += 8 * piece.num_records
-        rows = self._read(piece, start + 8 * low, start + 8 * high)
-        return np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(rows, dtype=np.int64)
+    def _torn(self, pieces: Sequence[Piece]) -> list[int]:
+        """Rows whose subject is in another stratum in some other row: likewise."""
+        found: list[int] = []
+        indexes = [(p, p.people) for p in pieces if p.people is not None]
+        for hashes, rows, strata in self._by_hash(indexes, num_columns=3):
+            starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+            least, most = np.minimum.reduceat(strata, starts), np.maximum.reduceat(strata, starts)
+            suspects = np.sort(rows[np.repeat(least != most, np.diff([*starts, len(hashes)]))])
+            if len(suspects):
+                found += self._confirmed_torn(suspects).tolist()
+        return found
 
-    def _confirmed(self, suspects: Int64Array) -> Int64Array:
+    def _by_hash(
+        self, indexes: Sequence[tuple[Piece, Index]], *, num_columns: int
+    ) -> Iterator[tuple[Any, ...]]:
+        """All of some indexes, ascending by hash: works through the range of the hashes in steps of bounded memory."""
+        num_steps = 1 + 8 * num_columns * sum(len(index) for _, index in indexes) // _INDEX_BYTES
+        edges = np.linspace(0, _NUM_FENCES, min(_NUM_FENCES, num_steps) + 1).astype(int).tolist()
+        for low, high in pairwise(edges):
+            parts = [self._read_index(p, i, i.fences[low], i.fences[high], num_columns) for p, i in indexes]
+            if not sum(len(part[0]) for part in parts):
+                continue
+            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            order = np.argsort(columns[0], kind="stable")
+            yield tuple(column[order] for column in columns)
+
+    def _read_index(
+        self, piece: Piece, index: Index, low: int, high: int, num_columns: int
+    ) -> list[npt.NDArray[Any]]:
+        columns: list[npt.NDArray[Any]] = []
+        for number in range(num_columns):
+            start = index.offset + 8 * len(index) * number
+            data = self._read(piece, start + 8 * low, start + 8 * high)
+            columns.append(np.frombuffer(data, dtype=np.int64 if number else np.uint64))
+        return columns
+
+    def _confirmed_duplicates(self, suspects: Int64Array) -> Int64Array:
         """Those of the rows whose record ids really are equal to another's."""
-        keys = self.job.source.keys_only()
-        ids, rows = [], []
-        for fragment in self.job.source.fragments:
-            wanted = _within(suspects, fragment.first_row, fragment.num_rows)
-            for batch in keys.read([fragment]) if len(wanted) else ():
-                here = _within(wanted, batch.first_row, batch.num_rows)
-                assert batch.record_ids is not None
-                ids += batch.record_ids.take(pa.array(here - batch.first_row)).to_pylist()
-                rows += here.tolist()
-        order = np.argsort(rows)
+        ids: list[str] = []
+        for batch, here in self._reread(self.job.source.keys_only(), suspects):
+            assert batch.record_ids is not None
+            ids += batch.record_ids.take(here).to_pylist()
         _, codes, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        return np.array(rows, dtype=np.int64)[order][counts[codes[order]] > 1]
+        return suspects[counts[codes] > 1]
+
+    def _confirmed_torn(self, suspects: Int64Array) -> Int64Array:
+        """Those of the rows whose subjects really are in two strata."""
+        strata: dict[str, set[str]] = {}
+        people: list[str] = []
+        for batch, here in self._reread(self.job.source.strata_only(), suspects):
+            assert batch.subjects is not None
+            assert batch.strata is not None
+            for subject, stratum in zip(
+                batch.subjects.take(here).to_pylist(), batch.strata.take(here).to_pylist(), strict=True
+            ):
+                people.append(subject)
+                strata.setdefault(subject, set()).add(stratum)
+        torn: npt.NDArray[np.bool_] = np.array([len(strata[subject]) > 1 for subject in people])
+        return np.asarray(suspects[torn])
+
+    def _reread(self, source: Source, rows: Int64Array) -> Iterator[tuple[SourceBatch, pa.Array]]:
+        """The batches that hold these rows (ascending), and where in them they are."""
+        for fragment in source.fragments:
+            wanted = _within(rows, fragment.first_row, fragment.num_rows)
+            for batch in source.read([fragment]) if len(wanted) else ():
+                here = _within(wanted, batch.first_row, batch.num_rows)
+                yield batch, pa.array(here - batch.first_row)
 
     def clear(self) -> None:
         """Delete everything that was staged."""
@@ -262,10 +317,17 @@ def _within(rows: Int64Array, first_row: int, num_rows: int) -> Int64Array:
     return rows[(rows >= first_row) & (rows < first_row + num_rows)]
 
 
-def _repeated(found: Sequence[tuple[UInt64Array, Int64Array]]) -> Int64Array:
-    """Rows whose hash occurs more than once, ascending."""
-    hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(h for h, _ in found)])
-    rows = np.concatenate([np.zeros(0, dtype=np.int64), *(r for _, r in found)])
-    order = np.argsort(hashes)
-    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    return np.sort(rows[order[np.union1d(same, same + 1)]])
+def _write_index(sink: pa.BufferOutputStream, hashes: UInt64Array, *columns: Int64Array) -> Index:
+    offset, order = sink.tell(), np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    for values in (hashes, *(column[order] for column in columns)):
+        sink.write(values.tobytes())
+    starts = np.arange(_NUM_FENCES, dtype=np.uint64) << np.uint64(56)
+    return Index(offset=offset, fences=(*np.searchsorted(hashes, starts).tolist(), len(hashes)))
+
+
+def _repeated(hashes: UInt64Array) -> npt.NDArray[np.bool_]:
+    """Which of these, ascending, occur more than once."""
+    same = hashes[1:] == hashes[:-1]
+    repeated: npt.NDArray[np.bool_] = np.concatenate([[False], same]) | np.concatenate([same, [False]])
+    return repeated

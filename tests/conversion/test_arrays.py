@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,16 @@ def test_broken_files_are_refused(tmp_path: Path, suffix: str) -> None:
         (tmp_path / "damaged.npz").write_bytes(damaged)
         with pytest.raises(DataError, match=r"damaged\.npz: is not a whole npz file"):
             run(tmp_path / "out", tmp_path / "damaged.npz", features="x")
+
+
+def test_an_array_that_ends_early_is_refused(tmp_path: Path) -> None:
+    """The zip file is whole, what was put into it is not."""
+    np.save(tmp_path / "x.npy", PIXELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", (tmp_path / "x.npy").read_bytes()[:-15])
+    with pytest.raises(DataError, match=r"a\.npz: is not a whole npz file: it ends within record 5 of 7"):
+        run(tmp_path / "out", tmp_path / "a.npz", features="x")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_full_array_in_a_mat_file_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_a_file_is_read_block_by_block(tmp_path: Path, monkeypatch: pytest.Monke
     text = "a,b\n" + "".join(f"{i},{i / 4}\n" for i in range(100))
     run(tmp_path / "out", csv(tmp_path / "t.csv", text))
     assert [row["features"] for row in rows(tmp_path / "out")] == [[i, i / 4] for i in range(100)]
+    assert [row["id"] for row in rows(tmp_path / "out")] == [f"t-{i}" for i in range(100)]
     assert pq.ParquetFile(tmp_path / "out" / "train.parquet").num_row_groups > 5
     broken = text.replace("\n90,", "\n9o,")
     with pytest.raises(DataError, match=r"t\.csv: row 90 has a value in column 'a' that is no number"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,10 +31,11 @@ from sisa_ray.core.records import (
     SliceRef,
     SlicesRewritten,
 )
+from sisa_ray.core.requests import refs_of
 from tests.core.cluster_checks import Violation
 from tests.core.cluster_pool import Pool, Stopping
-from tests.core.cluster_run import SimRun, Submission, accept, named_by
-from tests.core.cluster_store import TABLE, Group, Signal, Steps, Wait, place_of, slice_ref, tag_of
+from tests.core.cluster_run import Reply, SimRun, Submission, accept, named_by
+from tests.core.cluster_store import TABLE, Group, Signal, Steps, Wait, is_below, place_of, slice_ref, tag_of
 
 if TYPE_CHECKING:
     from tests.core.cluster_world import World
@@ -44,14 +44,6 @@ SWEEP_S = 600.0
 _LOOK_S = 2.0
 _FIRST_RETRY_S = 30.0
 _LONGEST_RETRY_S = 6 * 3600.0
-
-
-@dataclass(eq=False)
-class Reply:
-    """Where a client waits for its answer."""
-
-    done: Signal = field(default_factory=Signal)
-    answer: list[str] | SisaError | None = None
 
 
 class Coordinator:
@@ -68,6 +60,8 @@ class Coordinator:
         self.run = SimRun(world=world, group=self.group)
         self.news = Signal()
         self.is_stopping = False
+        self.is_untidy = True
+        self.swept_s = world.loop.now_s
         self.orders: deque[str] = deque()
         """Requests to be rejected."""
         self.has_news = False
@@ -170,6 +164,7 @@ class Coordinator:
                 raise
             except SisaError as error:
                 self.pool.release()
+                self.is_untidy = True
                 self.world.say(self.group.name, f"in trouble: {type(error).__name__}: {error}")
                 yield pause_s
                 pause_s = min(2 * pause_s, 300.0)
@@ -200,6 +195,7 @@ class Coordinator:
                 yield from self.execute(decision)
             except StateMoved:
                 self.pool.release()
+                self.is_untidy = True
 
     def rest(self) -> Steps:
         """Real ones look every two seconds; here whatever they would see wakes them, as much later at most.
@@ -246,6 +242,7 @@ class Coordinator:
 
     def sweep(self) -> Steps:
         """Purge what writers that were superseded wrote late."""
+        self.is_untidy = True
         return self._purge()
 
     def execute(self, decision: steps.Decision) -> Steps:
@@ -335,7 +332,7 @@ class Coordinator:
         path = f"certificates/{batch}"
         closed = self.run.state.closed_batches[batch]
         assert closed.evidence is not None
-        after = tuple(ref.file_digest for ref in closed.evidence.after)
+        after = tuple(ref.file_digest for ref in refs_of(closed.evidence.after))
         content = (closed.evidence.entry, closed.evidence.generation, closed.closed, after)
         there = self.world.store.objects.get(path)
         if there is None:
@@ -347,8 +344,11 @@ class Coordinator:
     # Purge
 
     def _purge(self) -> Steps:
+        everywhere = self.is_untidy or self.world.loop.now_s - self.swept_s > SWEEP_S
         try:
-            yield from self.purge_once()
+            yield from self.purge_once(everywhere=everywhere)
+            if everywhere:
+                self.is_untidy, self.swept_s = False, self.world.loop.now_s
         except PurgeIncomplete as error:
             trouble = self.run.state.purge_trouble
             pause_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** (trouble.num_tries if trouble else 0))
@@ -356,10 +356,14 @@ class Coordinator:
             yield from self.run.commit(PurgeFailed(problem=str(error), retry_at=retry_at))
             self.world.seen["purge failed"] += 1
 
-    def purge_once(self) -> Steps:
+    def purge_once(self, *, everywhere: bool = True) -> Steps:
         run, store = self.run, self.world.store
         yield self.world.latency()
-        listed = store.list(self.attempt)
+        shards = None if everywhere or run.state.purge_shards is None else set(run.state.purge_shards)
+        if shards is not None:
+            shards.update(planner.unkept_shards(self.spec, run.state))
+        self.world.seen["purge of a few shards"] += shards is not None
+        listed = [path for path in store.list(self.attempt) if shards is None or is_below(path, shards)]
         yield self.world.latency()
         yield from run.lock.taken()
         try:
@@ -370,7 +374,8 @@ class Coordinator:
                 if ref.path is not None and ref.path not in named
             ]
             count = len(self._unnamed(listed))
-            yield from run.commit_locked(*lost, PurgePlanned(attempt=self.attempt, num_objects=count))
+            planned = PurgePlanned(attempt=self.attempt, num_objects=count)
+            yield from run.commit_locked(*lost, planned)
             doomed = self._unnamed(listed)
         finally:
             run.lock.free()

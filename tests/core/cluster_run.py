@@ -30,10 +30,18 @@ from sisa_ray.core.records import (
 )
 from sisa_ray.core.requests import EntryMark
 from sisa_ray.core.state import RunState
-from tests.core.cluster_store import Entry, Group, Lock, Steps, Stored, tag_of
+from tests.core.cluster_store import Entry, Group, Lock, Signal, Steps, Stored, tag_of
 
 if TYPE_CHECKING:
     from tests.core.cluster_world import World
+
+
+@dataclass(eq=False)
+class Reply:
+    """Where a client waits for its answer."""
+
+    done: Signal = field(default_factory=Signal)
+    answer: list[str] | SisaError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from typing import Any
 from sisa_ray.core.config import SisaSection
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.partition import Layout, place
+from sisa_ray.core.places import Place
 from sisa_ray.core.records import Record, SliceRef
-from sisa_ray.core.state import Place
 from tests.core.builders import make_slice, make_spec
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -318,3 +318,11 @@ def slice_ref(shard: int, slice_: int, records: frozenset[str], attempt: str) ->
     ref = make_slice(shard, slice_, records, attempt=attempt)
     path = ref.path and f"{ref.path}/{ref.content_digest[:8]}"
     return ref.model_copy(update={"path": path})
+
+
+def is_below(path: str, shards: set[int]) -> bool:
+    """Whether an object is of one of these shards, or of none in particular."""
+    kind, *parts = path.split("/")
+    if kind not in ("data", "checkpoints", "partials"):
+        return True
+    return int((parts[1] if kind == "partials" else parts[0]).partition("-")[0]) in shards

@@ -20,10 +20,14 @@ WRONG: list[tuple[str, object, str]] = [
         "sisa",
         5,
         "must be a mapping with the keys epochs, num_shards, num_slices, order_buckets, schedule,"
-        " seed, not 5",
+        " seed, strata, warm_start, not 5",
     ),
     ("recipe", "a.B", "must be a mapping with the keys args, class, not 'a.B'"),
-    ("data", None, "must be a mapping with the keys columns, record_id, subject_id, test, train, not None"),
+    (
+        "data",
+        None,
+        "must be a mapping with the keys columns, record_id, strata_table, stratum, subject_id, test, train, not None",
+    ),
     # Names and paths
     (
         "name",
@@ -122,10 +126,35 @@ WRONG: list[tuple[str, object, str]] = [
     (
         "sisa.schedule",
         "hamonic",
-        "must be equal, equal_cost or harmonic, or a list of one weight a stage, not 'hamonic'; "
-        "did you mean 'harmonic'?",
+        "must be equal, equal_cost, harmonic or sweep, a mapping such as {sweep: 1/20, power: 3}, or a list of one "
+        "weight a stage, not 'hamonic'; did you mean 'harmonic'?",
     ),
-    ("sisa.schedule", 5, "must be equal, equal_cost or harmonic, or a list of one weight a stage, not 5"),
+    (
+        "sisa.schedule",
+        5,
+        "must be equal, equal_cost, harmonic or sweep, a mapping such as {sweep: 1/20, power: 3}, or a list of one "
+        "weight a stage, not 5",
+    ),
+    (
+        "sisa.schedule",
+        {"sweep": 1},
+        "its sweep must be above 0 and below 1, a share of the budget, not 1; 1/20 is a good start",
+    ),
+    (
+        "sisa.schedule",
+        {"sweep": "all"},
+        "its sweep must be a finite number or a fraction such as 7/2, not 'all'",
+    ),
+    ("sisa.schedule", {"power": 1.5}, "its power must be a whole number from 0 to 4, not 1.5"),
+    (
+        "sisa.schedule",
+        {"swep": "1/5"},
+        "has the unknown key 'swep'; did you mean 'sweep'?; its keys are sweep, the share of the budget that the last "
+        "stage sweeps over all slices with, and power, of the stages before it",
+    ),
+    ("sisa.warm_start.shrink", 0, "must be above 0 and at most 1, not 0"),
+    ("sisa.warm_start.perturb", 1.5, "must be from 0 to 1, not 1.5"),
+    ("sisa.warm_start", True, "must be a mapping with the keys perturb, shrink, not True"),
     (
         "sisa.schedule",
         [1, 2],
@@ -171,6 +200,37 @@ WRONG: list[tuple[str, object, str]] = [
     ("resources.gpus_per_shard", False, "must be auto, 0, a fraction below 1, or a whole number, not False"),
     ("resources.cpus_per_shard", 0, "must be a positive, finite number, not 0"),
     ("resources.cpus_per_shard", True, "must be a positive, finite number, not True"),
+    ("resources.max_slots", 0, "must be auto or a whole number from 1 to 100000, not 0"),
+    ("resources.max_slots", "all", "must be auto or a whole number from 1 to 100000, not 'all'"),
+    ("resources.wait_for_nodes_s", -1, "must be zero or a positive, finite number, not -1"),
+    ("resources.strategy", "spred", "must be pack or spread, not 'spred'; did you mean 'spread'?"),
+    ("resources.accelerator_type", 100, "must be a string, but is 100; put it in quotes"),
+    (
+        "resources.labels",
+        ["spot"],
+        "must map labels of nodes to values, such as {ray.io/market-type: on-demand}, not ['spot']",
+    ),
+    (
+        "resources.labels",
+        {"a b": "c"},
+        "label 'a b' must be a name of letters, digits, '-', '_' and '.', 63 at most, or one behind a domain and "
+        "'/'; rename it",
+    ),
+    (
+        "resources.labels",
+        {"zone": 5},
+        "label 'zone' must have a value such as a, '!a', 'in(a, b)' or '!in(a, b)', not 5; put it in quotes",
+    ),
+    (
+        "resources.labels",
+        {"zone": "in()"},
+        "label 'zone' must have a value such as a, '!a', 'in(a, b)' or '!in(a, b)', not 'in()'",
+    ),
+    (
+        "resources",
+        {"accelerator_type": "A100", "gpus_per_shard": 0},
+        "accelerator_type is A100, but gpus_per_shard is 0; ask for a GPU, or pin shards without one by labels",
+    ),
     (
         "resources.ingest_in_memory_bytes",
         "much",

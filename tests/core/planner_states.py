@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sisa_ray.core.identity import Spec
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import (
     Lineage,
     ShardPlan,
@@ -22,7 +23,7 @@ from sisa_ray.core.records import (
     StageBuilt,
     TableIngested,
 )
-from sisa_ray.core.state import Place, RunState, fold
+from sisa_ray.core.state import RunState, fold
 from sisa_ray.core.step import (
     step,
 )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sisa_ray.core import step as steps
 from sisa_ray.core.identity import Spec
 from sisa_ray.core.partition import Layout, place
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import (
     Lineage,
     ShardPlan,
@@ -46,7 +47,7 @@ from sisa_ray.core.records import (
     dump_record,
     load_record,
 )
-from sisa_ray.core.state import Place, RunState, fold
+from sisa_ray.core.state import RunState, fold
 from tests.core.builders import accepted, content_digest, digest_of, make_slice
 
 SIZE_BYTES = 100

@@ -16,9 +16,10 @@ from sisa_ray.core import step as steps
 from sisa_ray.core.config import UnlearningConfig
 from sisa_ray.core.errors import CommitFailed, StorageError
 from sisa_ray.core.identity import Spec
+from sisa_ray.core.places import Places
 from sisa_ray.core.planner import ShardPlan
 from sisa_ray.core.records import PayloadOpened, PurgeFailed, PurgePlanned, Record, StageBuilt
-from sisa_ray.core.requests import EntryMark, Request
+from sisa_ray.core.requests import EntryMark, Request, refs_of
 from sisa_ray.core.state import OPENED_FOR, RunState
 from tests.core import cluster, cluster_coordinator, cluster_people, cluster_run
 from tests.core.cluster_checks import Invariant, Violation
@@ -51,6 +52,7 @@ SEEN = {
     "payload rewritten",
     "plan cut",
     "purge failed",
+    "purge of a few shards",
     "request rejected",
     "requests accepted together",
     "stage stopped",
@@ -162,12 +164,19 @@ def skips_purge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(steps, "step", step)
 
 
+def looks_at_no_shard(patch: pytest.MonkeyPatch) -> None:
+    """A fold that does not say which shards a batch has changed, so that a purge does not look there."""
+    patch.setattr(RunState, "_may_hold_strays", lambda *_: None)
+
+
 def keeps_what_is_tainted(patch: pytest.MonkeyPatch) -> None:
     """A planner that names every checkpoint of a key, whatever has been rewritten since."""
     plain = planner.named_paths
 
     def named_paths(spec: Spec, state: RunState) -> set[str]:
-        of_batches = {ref.path for batch in state.batches.values() for ref in batch.before if ref.path}
+        of_batches = {
+            ref.path for batch in state.batches.values() for ref in refs_of(batch.before) if ref.path
+        }
         return plain(spec, state) | of_batches
 
     patch.setattr(planner, "named_paths", named_paths)
@@ -291,6 +300,7 @@ BROKEN: list[tuple[Break, Invariant, Odds | None]] = [
     (renames_stages, "published models know no forgotten", None),
     (skips_purge, "certified means purged", None),
     (keeps_what_is_tainted, "certified means purged", None),
+    (looks_at_no_shard, "certified means purged", None),
     (purges_slices, "purge spares what is named", None),
     (purges_what_is_in_flight, "purge spares what is named", None),
     (
@@ -356,3 +366,18 @@ class TestAnnouncedPayloads:
         now = steps.Moment(now=START + 2 * OPENED_FOR)
         assert steps.step(spec, state, train=False, moment=now) is None
         assert steps.wakes_at(spec, state, now) == retry_at
+
+
+def histories(seeds: range) -> list[list[Entry]]:
+    """The logs of some histories."""
+    worlds = [World(seed) for seed in seeds]
+    for world in worlds:
+        world.play()
+    return [world.store.log for world in worlds]
+
+
+def test_what_is_kept_by_shard_is_what_is_worked_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow way: nothing that follows from a shard's slices and stages is kept."""
+    kept = histories(range(20))
+    monkeypatch.setattr(Places, "derived", lambda *_: {})
+    assert histories(range(20)) == kept

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from sisa_ray.core.config import DataConfig, RecipeConfig, SisaConfig, SisaSection
 from sisa_ray.core.errors import ConfigError
+from sisa_ray.core.schedule import Sweep
 from tests.core.builders import config_data, make_config, set_at
 from tests.core.config_faults import WRONG
 
@@ -123,6 +124,9 @@ class TestReading:
         ("written", "schedule"),
         [
             ("harmonic", "harmonic"),
+            ("sweep", "sweep"),
+            ({"sweep": 0.2}, Sweep(share=Fraction(1, 5), power=3)),
+            ({"sweep": "1/7", "power": 2}, Sweep(share=Fraction(1, 7), power=2)),
             ([1, 0.5, "1/3", "0.25"], (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 4))),
         ],
     )
@@ -162,6 +166,7 @@ class TestRoundTrip:
         [
             {},
             {"sisa__epochs": "22/7", "sisa__schedule": [1, "2/3", 0.1, 5]},
+            {"sisa__schedule": {"sweep": "1/7"}, "sisa__warm_start": {"shrink": 0.6}},
             {"keep_checkpoints": [1, 3]},
             {"keep_checkpoints": "1.5GB", "aggregation": "median"},
             {"resources": {"gpus_per_shard": 0.5, "cpus_per_shard": 0.5, "loader": "streaming"}},
@@ -340,6 +345,8 @@ FIELDS += [
     "sisa.schedule",
     "sisa.seed",
     "sisa.order_buckets",
+    "sisa.warm_start",
+    "sisa.warm_start.shrink",
     "arithmetic",
     "arithmetic.device",
 ]
@@ -347,6 +354,8 @@ FIELDS += ["arithmetic.threads", "arithmetic.precision", "arithmetic.predict_bat
 FIELDS += [
     "resources.gpus_per_shard",
     "resources.cpus_per_shard",
+    "resources.labels",
+    "resources.max_slots",
     "resources.ingest_in_memory_bytes",
     "aggregation",
 ]

@@ -44,6 +44,26 @@ def test_several_workers_are_part_of_it() -> None:
     assert one.stage_digest == make_spec(arithmetic__device="cpu", resources__cpus_per_worker=3).stage_digest
 
 
+def test_warm_starts_are_part_of_it() -> None:
+    """None is what runs were before there was a choice: their keys stay as they are."""
+    assert "warm_start" not in make_spec().identity["sisa"]
+    digests = {
+        make_spec(sisa__warm_start=given).stage_digest
+        for given in (None, {}, {"shrink": 1, "perturb": 0}, {"shrink": "1/3"}, {"perturb": 0.2})
+    }
+    assert len(digests) == 5
+    default = make_spec(sisa__warm_start={"shrink": 0.5, "perturb": 0.1})
+    assert default.identity == make_spec(sisa__warm_start={}).identity
+
+
+def test_only_the_stages_of_a_schedule_count() -> None:
+    """However it is written: by name, as a mapping, or one weight a stage."""
+    named = make_spec(sisa__schedule="sweep")
+    assert named.digest == make_spec(sisa__schedule={"sweep": 0.05, "power": 3}).digest
+    assert named.digest == make_spec(sisa__schedule=[str(e) for e in named.config.sisa.stage_epochs]).digest
+    assert named.digest != make_spec(sisa__schedule={"sweep": 0.25}).digest
+
+
 def test_survives_spec_json() -> None:
     """What another process reads is the same spec, down to the order in which a recipe gets its arguments."""
     spec = make_spec(

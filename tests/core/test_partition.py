@@ -9,21 +9,12 @@ from hypothesis import strategies as st
 
 from sisa_ray.core import partition
 from sisa_ray.core.keys import derive_seed
-from sisa_ray.core.partition import DEFAULT_STRATUM, Layout, Region, place
+from sisa_ray.core.partition import DEFAULT_STRATUM, Layout, Region, candidates, place
 
 layouts = st.builds(
     Layout, num_shards=st.integers(1, 30), num_slices=st.integers(1, 30), seed=st.integers(0, 2**63 - 1)
 )
 subjects = st.lists(st.text(max_size=8), unique=True, max_size=40)
-
-
-class TwoRegions(Layout):
-    """A layout that puts every stratum in a region of its own kind."""
-
-    def region(self, stratum: str) -> Region:
-        if stratum == "late":
-            return Region(first_shard=2, end_shard=4, first_slice=3, last_slice=5)
-        return Region(first_shard=0, end_shard=4, first_slice=1, last_slice=5)
 
 
 def test_golden() -> None:
@@ -87,7 +78,10 @@ def test_shard_and_slice_are_independent_and_keyed_by_the_seed() -> None:
 
 def test_strata_are_keyed_apart_and_stay_in_their_region() -> None:
     keys = [str(i) for i in range(4000)]
-    layout = TwoRegions(num_shards=4, num_slices=5, seed=0)
+    everywhere = Region(first_shard=0, end_shard=4, first_slice=1, last_slice=5)
+    late = Region(first_shard=2, end_shard=4, first_slice=3, last_slice=5)
+    regions = (("late", late), ("east", everywhere), ("west", everywhere))
+    layout = Layout(num_shards=4, num_slices=5, seed=0, regions=regions)
     shards, slices = place(keys, layout, "late")
     assert set(shards.tolist()) == {2, 3}
     assert set(slices.tolist()) == {3, 4, 5}
@@ -102,3 +96,19 @@ def test_one_stratum_spans_the_run() -> None:
     with pytest.raises(KeyError, match="undeclared"):
         layout.region("undeclared")
     assert partition.place.__defaults__ == (DEFAULT_STRATUM,)
+
+
+@given(subjects)
+def test_who_is_in_any_stratum_is_among_the_candidates(keys: list[str]) -> None:
+    early = Region(first_shard=0, end_shard=4, first_slice=1, last_slice=2)
+    late = Region(first_shard=2, end_shard=4, first_slice=3, last_slice=5)
+    layout = Layout(num_shards=4, num_slices=5, seed=7, regions=(("early", early), ("late", late)))
+    assert layout.strata == ("early", "late")
+    found = list(candidates(keys, layout))
+    assert len(found) == 2
+    for stratum, (shards, slices) in zip(layout.strata, found, strict=True):
+        there = place(keys, layout, stratum)
+        assert (shards == there[0]).all()
+        assert (slices == there[1]).all()
+    with pytest.raises(KeyError):
+        layout.region(DEFAULT_STRATUM)

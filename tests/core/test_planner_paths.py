@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import (
     Lineage,
     full_retrain_visits,
@@ -13,7 +14,7 @@ from sisa_ray.core.planner import (
 from sisa_ray.core.records import (
     SlicesRewritten,
 )
-from sisa_ray.core.state import Place, RunState, fold
+from sisa_ray.core.state import RunState, fold
 from tests.core.builders import make_slice
 from tests.core.planner_states import (
     ACCEPTED,

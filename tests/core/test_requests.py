@@ -31,7 +31,7 @@ from sisa_ray.core.records import (
     TableAppended,
     TableIngested,
 )
-from sisa_ray.core.requests import EntryMark, RequestState
+from sisa_ray.core.requests import EntryMark, RequestState, refs_of
 from sisa_ray.core.state import OPENED_FOR, RunState, fold
 from sisa_ray.core.step import Decision, Moment, Purge, RewritePayload, step
 from tests.core.builders import RECEIVED, accepted, make_slice, make_spec, make_stage
@@ -149,8 +149,8 @@ class TestStates:
         apply(state, [record for record, _ in WAY[:9]])
         evidence = state.closed_batches["b1"].evidence
         assert evidence is not None
-        assert evidence.before == (make_stage(0, 1, key="k"),)
-        assert evidence.after == (make_stage(0, 1, key="n"),)
+        assert refs_of(evidence.before) == (make_stage(0, 1, key="k"),)
+        assert refs_of(evidence.after) == (make_stage(0, 1, key="n"),)
         assert evidence.entry == state.entry
         assert (evidence.published_at, evidence.verified_at) == (at(5), at(7))
         assert state.uncertified == ["b1"]
@@ -165,8 +165,8 @@ class TestStates:
         apply(state, [closed("b1")])
         evidence = state.closed_batches["b1"].evidence
         assert evidence is not None
-        assert [(s.shard, s.stage) for s in evidence.before] == [(0, 1), (0, 2), (1, 1), (1, 2)]
-        assert [(s.shard, s.stage) for s in evidence.after] == [(1, 1), (1, 2)]
+        assert [(s.shard, s.stage) for s in refs_of(evidence.before)] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+        assert [(s.shard, s.stage) for s in refs_of(evidence.after)] == [(1, 1), (1, 2)]
 
 
 class TestRejection:

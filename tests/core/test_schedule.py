@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sisa_ray.core.schedule import (
     Schedule,
     ScheduleName,
+    Sweep,
     record_visits,
     stage_epochs,
     stage_steps,
@@ -20,6 +21,11 @@ from sisa_ray.core.schedule import (
 names = st.sampled_from(get_args(ScheduleName))
 positive = st.fractions(Fraction(1, 60), 100, max_denominator=60)
 num_slices = st.integers(1, 12)
+sweeps = st.builds(
+    Sweep,
+    share=st.fractions(Fraction(1, 30), Fraction(29, 30), max_denominator=30),
+    power=st.integers(0, 4),
+)
 sizes_of = st.integers(0, 40) | st.just(0)
 
 
@@ -27,7 +33,7 @@ sizes_of = st.integers(0, 40) | st.just(0)
 def schedules(draw: st.DrawFn) -> tuple[Schedule, int]:
     count = draw(num_slices)
     weights = st.lists(positive, min_size=count, max_size=count).map(tuple)
-    schedule: Schedule = draw(names | weights)
+    schedule: Schedule = draw(names | sweeps | weights)
     return schedule, count
 
 
@@ -78,6 +84,31 @@ class TestEpochs:
         weights, count = schedule
         scaled = tuple(w * factor for w in stage_weights(weights, count))
         assert stage_epochs(scaled, count, budget) == stage_epochs(weights, count, budget)
+
+    @given(sweeps, num_slices, positive)
+    def test_a_sweep_sees_every_record_and_spends_the_rest_by_its_power(
+        self, sweep: Sweep, count: int, budget: Fraction
+    ) -> None:
+        epochs = stage_epochs(sweep, count, budget)
+        swept = sweep.share * budget
+        early = [*epochs[:-1], epochs[-1] - swept]
+        assert all(e * r**sweep.power == early[0] for r, e in enumerate(early, start=1))
+        assert sum(e * Fraction(r, count) for r, e in enumerate(early, start=1)) == budget - swept
+
+    @given(sweeps, num_slices, positive, st.integers(1, 5))
+    def test_appended_stages_sweep_again(
+        self, sweep: Sweep, count: int, budget: Fraction, num_appended: int
+    ) -> None:
+        before = stage_epochs(sweep, count, budget)
+        epochs = stage_epochs(sweep, count, budget, num_stages=count + num_appended)
+        assert epochs[:count] == before
+        scale = (before[-1] - sweep.share * budget) * count**sweep.power
+        for stage, e in enumerate(epochs[count:], start=count + 1):
+            assert e == sweep.share * budget + scale / stage**sweep.power
+
+    @given(num_slices, positive)
+    def test_sweep_by_name_is_the_default(self, count: int, budget: Fraction) -> None:
+        assert stage_epochs("sweep", count, budget) == stage_epochs(Sweep(), count, budget)
 
     def test_mnist(self) -> None:
         """paper.md's example: S=20, R=10, 15 epochs."""
@@ -186,7 +217,7 @@ class TestVisits:
             assert record_visits(steps, batch_size, first) == slow
 
     @pytest.mark.parametrize(
-        ("schedule", "speed_up"), [("equal", 1.43), ("equal_cost", 1.82), ("harmonic", 2.93)]
+        ("schedule", "speed_up"), [("equal", 1.43), ("equal_cost", 1.82), ("harmonic", 2.93), ("sweep", 4.36)]
     )
     def test_expected_speed_up_of_one_request_is_the_papers(
         self, schedule: ScheduleName, speed_up: float

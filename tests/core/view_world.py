@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from sisa_ray.core.config import FencePolicy
+from sisa_ray.core.places import Place
 from sisa_ray.core.planner import Lineage, StagePlan, missing_stages
 from sisa_ray.core.records import (
     BatchPlanned,
@@ -17,7 +18,7 @@ from sisa_ray.core.records import (
     TableIngested,
 )
 from sisa_ray.core.requests import EntryMark
-from sisa_ray.core.state import Place, RunState
+from sisa_ray.core.state import RunState
 from sisa_ray.core.view import View, Voter, next_view, tainted
 from tests.core.builders import RECEIVED, accepted, digest_of, make_slice, make_spec, make_stage
 

@@ -158,7 +158,7 @@ class TestFencing:
         assert states(config) == ["certified"]
 
     def test_a_superseded_one_accepts_nothing_more(self, config: SisaConfig, monkeypatch: Patch) -> None:
-        monkeypatch.setattr(coordinator, "_LOOK_S", 60.0)  # it does not notice by itself
+        monkeypatch.setattr(coordinator, "_LOOK_S", 10.0)  # it does not notice by itself
         with running(config) as first:
             eventually(lambda: first.report().status == "idle")
             with running(config):

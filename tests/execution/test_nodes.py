@@ -221,8 +221,6 @@ def test_whatever_happens_to_the_nodes_the_bits_are_those_of_one_quiet_machine(
     time.sleep(CUT_S)
     cluster.network.plug(NODES[1])
     say(f"{NODES[1]} is connected again, {num_checkpoints(cluster)} stages")
-    cluster.see_to(NODES[1])
-    cluster.wait_for_nodes(3)
     assert cluster.status(first) == "RUNNING", cluster.log(first)
     assert "is at work on the run; following it" in cluster.log(second)
 
@@ -230,11 +228,7 @@ def test_whatever_happens_to_the_nodes_the_bits_are_those_of_one_quiet_machine(
     assert before < NUM_SHARDS * NUM_SLICES
     cluster.network.kill(HEAD)
     say("the head is killed")
-    cluster.start_head()
-    cluster.wait_for_head()
-    for node in NODES:
-        cluster.see_to(node)
-    cluster.wait_for_nodes(3)
+    cluster.recover()
     say(f"the head is back, {num_checkpoints(cluster)} stages")
     log = do("train")
     for job in (first, second):

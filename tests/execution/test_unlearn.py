@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +35,11 @@ def bits(config: SisaConfig) -> dict[tuple[int, int], tuple[str, int]]:
 
 
 def scratch_bits(
-    directory: Path, table: pa.Table, forgotten: list[str]
+    directory: Path, table: pa.Table, forgotten: list[str], **changes: Any
 ) -> dict[tuple[int, int], tuple[str, int]]:
     """The oracle: a run of its own, trained on a table that never had these people."""
     left = table.filter(pc.invert(pc.is_in(table["person"], pa.array(forgotten))))
-    config = make_config(directory / "oracle", left)
+    config = make_config(directory / "oracle", left, **changes)
     train(config)
     return bits(config)
 
@@ -50,6 +51,23 @@ def places(config: SisaConfig, table: pa.Table) -> dict[str, tuple[int, int]]:
         people, Layout(num_shards=sisa.num_shards, num_slices=sisa.num_slices, seed=sisa.seed)
     )
     return {p: (k, r) for p, k, r in zip(people, shards.tolist(), slices.tolist(), strict=True)}
+
+
+CHAINS: list[dict[str, Any]] = [
+    {"schedule": "sweep", "warm_start": {"shrink": "1/2", "perturb": "1/10"}},
+    {"schedule": {"sweep": "1/3", "power": 1}},
+    {"schedule": [4, 1, 2], "warm_start": {}},
+]
+"""Other stages than the default's, and other starts of them."""
+
+
+@pytest.mark.parametrize("sisa", CHAINS)
+def test_stages_of_every_kind(tmp_path: Path, sisa: dict[str, Any]) -> None:
+    table = make_table(120)
+    config = make_config(tmp_path, table, sisa=sisa)
+    train(config)
+    unlearn(config, ["p7", "p19"])
+    assert bits(config) == scratch_bits(tmp_path, table, ["p7", "p19"], sisa=sisa)
 
 
 def test_one_subject(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sisa_ray.core.config import ArithmeticConfig, Precision
+from sisa_ray.core.config import ArithmeticConfig, Precision, WarmStartConfig
 from sisa_ray.core.order import buckets_of, record_hashes
 from sisa_ray.learning.loader import Loader, ResidentLoader, StreamingLoader
 from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec
@@ -100,13 +100,16 @@ def train(
     seed: int = SEED,
     shard: int = 0,
     team: Team | None = None,
+    warm_start: WarmStartConfig | None = None,
 ) -> bytes:
     """One stage; with ``on_partial`` a mid-stage state after every step."""
     return train_stage(
         recipe=make,
         data=data,
         arithmetic=settings or arithmetic(),
-        task=StageTask(seed=seed, shard=shard, stage=stage, num_stages=3, num_steps=num_steps),
+        task=StageTask(
+            seed=seed, shard=shard, stage=stage, num_stages=3, num_steps=num_steps, warm_start=warm_start
+        ),
         start=start,
         resume=resume,
         on_partial=on_partial,
@@ -126,12 +129,22 @@ def train_fresh(
     start: bytes | None = None,
     resume: Partial | None = None,
     precision: Precision = "fp32",
+    warm_start: WarmStartConfig | None = None,
 ) -> bytes:
     """:func:`train` from picklable arguments, for another process."""
     make = recipe(name)
     data = load(make_slices(sizes, num_buckets), make, kind)
     settings = arithmetic(precision=precision)
-    return train(make, data, stage=stage, num_steps=num_steps, start=start, resume=resume, settings=settings)
+    return train(
+        make,
+        data,
+        stage=stage,
+        num_steps=num_steps,
+        start=start,
+        resume=resume,
+        settings=settings,
+        warm_start=warm_start,
+    )
 
 
 @contextmanager

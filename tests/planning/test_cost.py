@@ -109,7 +109,8 @@ def test_weighted_batches_agree_with_monte_carlo(
             visits += (np.cumsum(left[shard]) * layout.epochs)[restart:].sum()
         costs.append(visits)
     error = np.std(costs) / np.sqrt(len(costs))
-    assert cost.batch(layout, num_requests) == pytest.approx(np.mean(costs), abs=5 * error + 1e-6)
+    # A costly case of one batch in thousands may never be drawn, and the error then knows nothing of it.
+    assert cost.batch(layout, num_requests) == pytest.approx(np.mean(costs), rel=2e-3, abs=5 * error + 1e-6)
 
 
 def test_a_window_is_a_mean_over_poisson_numbers() -> None:

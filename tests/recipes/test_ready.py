@@ -16,6 +16,7 @@ from sisa_ray.core.errors import RecipeError
 from sisa_ray.learning.ensemble import predict_constituent
 from sisa_ray.learning.recipe import RecipeFactory, RecipeSpec
 from sisa_ray.learning.trainer import Partial, load_constituent
+from sisa_ray.recipes import MLPClassifier
 from tests.learning.goldens import check_golden
 from tests.learning.sources import CPU, MemorySlice, arithmetic, load, train
 
@@ -236,6 +237,12 @@ def test_a_learning_rate_schedule_covers_the_stage() -> None:
     assert [step.learning_rate(1, 3, f) for f in (0.0, 0.5, 0.75)] == [1.0, 0.1, 0.01]
 
 
+def test_a_learning_rate_may_fall_over_the_last_stage_alone() -> None:
+    made = MLPClassifier(hidden=[], num_classes=2, lr_schedule="last_cosine")
+    assert [made.learning_rate(stage, 3, 0.9) for stage in (1, 2)] == [1.0, 1.0]
+    assert [made.learning_rate(3, 3, f) for f in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
 def test_a_model_s_start_is_the_checkpoint_s_when_there_is_one() -> None:
     make = factory("mlp-dropout-adam")
     first, second = chain(make, make_slices(RAW))[:2]
@@ -256,7 +263,11 @@ def test_a_model_s_start_is_the_checkpoint_s_when_there_is_one() -> None:
         ("MLPClassifier", {"optimizer": "lion"}, r"optimizer: must be adam, adamw or sgd, not 'lion'"),
         ("MLPClassifier", {"momentum": 0.9}, r"momentum: is only for optimizer: sgd, not 0.9"),
         ("MLPClassifier", {"weight_decay": -1}, r"weight_decay: must not be negative, not -1"),
-        ("MLPClassifier", {"lr_schedule": "warm"}, r"lr_schedule: must be one of constant, cosine, step"),
+        (
+            "MLPClassifier",
+            {"lr_schedule": "warm"},
+            r"lr_schedule: must be one of constant, cosine, step, last_cosine",
+        ),
         ("CNNClassifier", {"shape": [2, 8, 8]}, r"shape: must be \[1 or 3 channels, height, width\]"),
         ("CNNClassifier", {"shape": [1, 9, 9]}, r"shape: \[1, 9, 9\] has 81 values, but features .* have 64"),
         ("CNNClassifier", {"layout": "nchw"}, r"layout: must be chw or hwc, not 'nchw'"),

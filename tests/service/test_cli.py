@@ -18,7 +18,7 @@ from tests.service.standins import StandIns, verify_result
 
 COMMANDS = [
     *("ingest", "train", "unlearn", "verify", "predict", "status", "baseline", "convert", "generate", "demo"),
-    *("request", "requests", "extend", "reject", "suppression replay", "suppression lift", "log"),
+    *("request", "requests", "extend", "reject", "suppression replay", "strata", "suppression lift", "log"),
     *("certificate list", "certificate fetch", "certificate receipt", "certificate show"),
     *("certificate verify", "coordinator start", "coordinator stop", "coordinator status", "plan", "serve"),
     *("token create", "token list", "token rotate", "token revoke"),

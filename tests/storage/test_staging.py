@@ -85,7 +85,7 @@ def test_hashes_that_collide_are_no_duplicates(
 def test_duplicates_are_found_in_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_bytes: int
 ) -> None:
-    monkeypatch.setattr(staging_module, "_DUPLICATES_BYTES", step_bytes)
+    monkeypatch.setattr(staging_module, "_INDEX_BYTES", step_bytes)
     table = people()
     plan = Staging.plan(staged_job(tmp_path, pa.concat_tables([table, table.slice(1, 3)])), piece_bytes=1000)
     with pytest.raises(DataError, match=r"record id is not unique: rows 1, 2, 3, 60, 61 and 1 more$"):

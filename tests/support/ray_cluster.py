@@ -24,8 +24,7 @@ HEAD, NODES, S3 = "head", ("node1", "node2"), "s3"
 _RAY_PORT, _DASHBOARD_PORT = 6379, 8265
 _S3_PORTS = range(8333, 8333 + NUM_PORTS)
 _OBJECT_STORE_BYTES = 100 * 2**20
-_START_S = 180.0
-_ENDS_S = 20.0
+_START_S = 300.0
 _POLL_S = 0.5
 _ANSWER_S = 20.0
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -69,6 +68,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",
             "RAY_memory_monitor_refresh_ms": "0",  # the memory is shared with everything else on this computer
             "SISA_RAY_KEYRING": str(self.network.disk / "keys"),
         }
@@ -83,9 +83,7 @@ class RayCluster:
         with self.network.entered():
             self.s3.start()
         self.start_head()
-        for node in NODES:
-            self.start_node(node)
-        self.wait_for_nodes(1 + len(NODES))
+        self.recover()
 
     def start_head(self) -> None:
         """Start the head, where it has been before with all that it knew then."""
@@ -99,25 +97,19 @@ class RayCluster:
         """Start a node that is to join the head."""
         self._start_ray(node, [f"--address={self.network.address(HEAD)}:{_RAY_PORT}"], {})
 
-    def see_to(self, node: str) -> None:
-        """Start a node again where its Ray has ended, as whatever watches over a node does.
+    def recover(self) -> None:
+        """Wait until all nodes are there; where Ray has ended it is started again, as whatever watches over nodes does.
 
-        One that was cut off for long ends by itself, or when it hears that the head took it for dead.
+        On a node that was cut off it ends by itself, or when it hears that the head took it for dead.
         """
-        deadline = time.monotonic() + _ENDS_S
-        while self.network.processes(node) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        if not self.network.processes(node):
-            self.start_node(node)
 
-    def wait_for_head(self) -> None:
-        """Wait until the head answers."""
-        self._wait("the head", lambda: self.num_nodes() > 0)
+        def recovered() -> bool:
+            for machine in (HEAD, *NODES):
+                if not self.network.processes(machine):
+                    self.start_head() if machine == HEAD else self.start_node(machine)
+            return self.num_nodes() == 1 + len(NODES)
 
-    def wait_for_nodes(self, number: int) -> None:
-        """Wait until exactly so many nodes are alive, and jobs are taken."""
-        what = f"{number} nodes"
-        self._wait(what, lambda: self.num_nodes() == number)
+        self._wait(f"{1 + len(NODES)} nodes", recovered)
 
     def num_nodes(self) -> int:
         """Nodes that the head believes alive; 0 where it does not answer."""
